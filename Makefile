@@ -1,0 +1,47 @@
+# Everything runs in .venv, which is made when it is missing:
+#   make train    train on CartPole-v1 with RL Zoo, evaluate, and plot the learning curve
+#   make test     all checks
+# Variables: PYTHON (interpreter to build .venv with), TORCH (what to install as PyTorch), ENV (environment to train on)
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ENV ?= CartPole-v1
+
+BIN := .venv/bin
+READY := .venv/ready
+
+# Small networks are slower with several threads
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: train test quick lint type format clean
+
+train: $(READY)
+	$(BIN)/python -m rl_zoo3.train --algo aac --env $(ENV) --eval-freq 5000 --progress
+	$(BIN)/python examples/plot_training.py --env $(ENV)
+
+test: lint type
+	$(BIN)/python -m pytest --durations=10
+
+quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The start-up files are copied into the environment, hence it depends on them
+$(READY): setup.cfg pyproject.toml $(wildcard startup/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install -e ".[envs,tests,video]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
