@@ -1,0 +1,443 @@
+"""AttentionActorCritic: PPO's loss, an attention critic over trajectories, and a masked prediction beside it."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, WindowSamples
+from sb3_attention_ac.checks import check_auxiliary, check_policy, check_rollout, check_spaces, resolve_aux_loss
+from sb3_attention_ac.estimates import estimate_rollout
+from sb3_attention_ac.history import RecentTrajectories
+from sb3_attention_ac.losses import approximate_kl, clipped_surrogate_loss, entropy_loss, normalized, value_loss
+from sb3_attention_ac.policies import (
+    AttentionActorCriticCnnPolicy,
+    AttentionActorCriticMultiInputPolicy,
+    AttentionActorCriticPolicy,
+)
+
+SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
+
+# An MLP actor learns from shuffled transitions, the critic from windows. Neighbouring steps say much the same, so the critic
+# takes one step for this many of the actor's, on as many minibatches' worth of transitions.
+MINIBATCHES_PER_CRITIC_STEP = 4
+
+
+class AttentionActorCritic(OnPolicyAlgorithm):
+    """
+    Attention Actor-Critic (AAC): an actor-critic whose critic attends to the trajectory.
+
+    The policy loss is PPO's (https://arxiv.org/abs/1707.06347). The critic is a transformer encoder over the trajectory that
+    starts as SB3's MLP critic, and is asked once per rollout instead of once per step. A masked prediction (leave a memory
+    out, predict it from the rest) can be learned beside it.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+        (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
+    :param batch_size: Minibatch size in transitions; a memory actor's minibatches are rounded to whole chunks of windows
+    :param n_epochs: Number of epochs when optimizing the losses
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
+    :param clip_range_vf: Clipping parameter for the value function, it can be a function of the current progress remaining;
+        None for no clipping. It depends on the reward scaling.
+    :param normalize_advantage: Whether to normalize or not the advantage
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE, -1 for only at the beginning of the rollout
+    :param rollout_buffer_class: :class:`~sb3_attention_ac.buffers.TrajectoryRolloutBuffer` or a subclass, None for the former
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Stop updating the actor in this iteration when its KL divergence exceeds 1.5 times this; None for no limit
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, see
+        :class:`~sb3_attention_ac.policies.AttentionActorCriticPolicy`
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" for the GPU if possible
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param aux_loss: The self-supervised loss: None, "contrastive" (find the key of the left-out observation), "value" (predict
+        the left-out return-to-go), "prediction" (return-to-go, next observation, action and reward), or a list of targets
+        ("return", "observation", "action", "reward", "contrastive")
+    :param aux_coef: lambda, its coefficient in the loss, at least 0
+    :param mask_ratio: About which share of the memories to leave out, in (0, 1)
+    :param temperature: omega, temperature of the contrastive loss, greater than 0
+    :param n_trajectories: How many of the most recent trajectories the self-supervised loss draws from, prior rollouts
+        included; 0 for those of the last rollout. The actor-critic's losses stay on-policy.
+    :raises ValueError: If an argument is out of range or does not go with the environment
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": AttentionActorCriticPolicy,
+        "CnnPolicy": AttentionActorCriticCnnPolicy,
+        "MultiInputPolicy": AttentionActorCriticMultiInputPolicy,
+    }
+    policy: AttentionActorCriticPolicy
+    rollout_buffer: TrajectoryRolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        aux_loss: str | Sequence[str] | None = None,
+        aux_coef: float = 0.1,
+        mask_ratio: float = 0.25,
+        temperature: float = 0.1,
+        n_trajectories: int = 0,
+    ):
+        if env is not None and hasattr(env, "observation_space"):
+            check_spaces(policy, env.observation_space)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.aux_loss = aux_loss
+        self.aux_coef = aux_coef
+        self.mask_ratio = mask_ratio
+        self.temperature = temperature
+        self.n_trajectories = n_trajectories
+        self._check_arguments(policy)
+        if _init_setup_model:
+            self._setup_model()
+
+    # --- construction ---------------------------------------------------------------------------------------------------
+
+    def _check_arguments(self, policy: Any) -> None:
+        """:raises ValueError: If an argument is out of range or does not go with the others"""
+        if self.env is not None:
+            check_spaces(policy, self.observation_space)
+        check_policy(self.policy_class, AttentionActorCriticPolicy)
+        check_rollout(
+            self.batch_size, self.n_steps, self.env and self.n_envs, self.normalize_advantage, self.rollout_buffer_class
+        )
+        targets = resolve_aux_loss(self.aux_loss)
+        n_layers = self.policy_kwargs.get("n_layers", 1)
+        check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, self.n_trajectories, n_layers)
+        if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
+            raise ValueError(
+                f"clip_range_vf={self.clip_range_vf} was given, but it must be greater than 0, or None for no clipping."
+            )
+
+    def _setup_model(self) -> None:
+        """Build the networks and the buffer: as in the parent class, but the policy first, the buffer needs its context."""
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        policy_class: Any = self.policy_class
+        self.policy = policy_class(
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            use_sde=self.use_sde,
+            aux_targets=resolve_aux_loss(self.aux_loss),
+            temperature=self.temperature,
+            **self.policy_kwargs,
+        ).to(self.device)
+        self.rollout_buffer_class = self.rollout_buffer_class or TrajectoryRolloutBuffer
+        buffer_class: Any = self.rollout_buffer_class
+        self.rollout_buffer = buffer_class(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **{
+                "n_context": self.policy.n_context,
+                "chunk_length": self.policy.context_length,
+                **self.rollout_buffer_kwargs,
+            },
+        )
+        self.recent_trajectories = RecentTrajectories(self.n_trajectories)
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        self._warn_about_batch_size()
+        self._maybe_recommend_cpu("AttentionActorCriticPolicy")
+
+    def _warn_about_batch_size(self) -> None:
+        """Say once what the minibatches will be when they cannot all have ``batch_size`` transitions."""
+        n_transitions, chunk = self.n_steps * self.n_envs, self.rollout_buffer.chunk_length
+        if self.policy.memory_actor and self.batch_size % chunk != 0:
+            rounded = max(self.batch_size // chunk, 1) * chunk
+            warnings.warn(
+                f"batch_size={self.batch_size} is not a multiple of the windows' {chunk} steps: "
+                f"minibatches of {rounded} transitions are used instead."
+            )
+        elif n_transitions % self.batch_size != 0:
+            warnings.warn(
+                f"batch_size={self.batch_size} is not a factor of n_steps * n_envs = {n_transitions} "
+                f"(n_steps={self.n_steps} and n_envs={self.n_envs}): the last minibatch of each epoch will be smaller."
+            )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "recent_trajectories"]
+
+    # --- collecting -------------------------------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect experiences with the actor alone, then ask the critic about all of them at once.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill with rollouts
+        :param n_rollout_steps: Number of experiences to collect per environment
+        :return: True if function returned with at least `n_rollout_steps` collected, False if callback terminated rollout
+            prematurely.
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        assert isinstance(rollout_buffer, TrajectoryRolloutBuffer)
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        actor = self.policy.start_acting(rollout_buffer)
+        callback.on_rollout_start()
+
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            with th.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                actions = actor(obs_tensor, self._last_episode_starts).cpu().numpy()
+            clipped_actions = self.policy.actions_for_env(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+            rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts)
+            for idx in np.flatnonzero(dones):
+                terminal_obs = infos[idx].get("terminal_observation")
+                if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
+                    rollout_buffer.add_terminal_observation(idx, terminal_obs)
+            self._last_obs = new_obs
+            self._last_episode_starts = dones
+
+        estimates = estimate_rollout(self.policy, rollout_buffer, new_obs)
+        values, log_probs = estimates.values, estimates.log_probs
+        rollout_buffer.set_estimates(values, log_probs)
+        rollout_buffer.compute_returns_and_advantage(estimates.last_values, dones, estimates.terminal_values)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    # --- training ---------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Update the policy using the currently gathered rollout buffer."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        if self.policy.auxiliary is not None:
+            self.recent_trajectories.add(self.rollout_buffer)
+        self._logged: dict[str, list[th.Tensor]] = defaultdict(list)
+        actor_may_move = True
+        for epoch in range(self.n_epochs):
+            for batch in self._minibatches(actor_may_move):
+                losses = self._losses(batch)
+                if self._kl_exceeded():
+                    actor_may_move = False
+                    if self.verbose >= 1:
+                        print(f"Early stopping of the actor at epoch {epoch} due to reaching max kl")
+                    break
+                self._optimize(losses)
+            self._n_updates += 1
+            if not actor_may_move and self.policy.memory_actor:
+                break  # actor and critic move together
+        self._log_training()
+
+    def _minibatches(self, actor_may_move: bool) -> Iterator[RolloutBufferSamples | WindowSamples]:
+        """
+        One epoch: windows for a memory actor, else transitions for the MLP actor and, in between, windows for the critic.
+
+        :param actor_may_move: False to leave out the MLP actor
+        """
+        if self.policy.memory_actor:
+            yield from self.rollout_buffer.get_windows(self.batch_size)
+            return
+        windows = self.rollout_buffer.get_windows(MINIBATCHES_PER_CRITIC_STEP * self.batch_size)
+        if actor_may_move:
+            for i, transitions in enumerate(self.rollout_buffer.get(self.batch_size), start=1):
+                yield transitions
+                if i % MINIBATCHES_PER_CRITIC_STEP == 0:
+                    yield from (sample for sample, _ in zip(windows, range(1), strict=False))
+        yield from windows
+
+    def _losses(self, batch: RolloutBufferSamples | WindowSamples) -> dict[str, th.Tensor]:
+        """
+        :param batch: Transitions for the MLP actor, or windows for the critic and the memory actor
+        :return: The terms of the loss, weighted
+        """
+        if isinstance(batch, RolloutBufferSamples):
+            log_prob, entropy = self.policy.evaluate_actor(batch.observations, batch.actions)
+            return self._actor_losses(batch, log_prob, entropy)
+        values, memory_log_prob, entropy = self.policy.evaluate_windows(batch.windows, batch.actions)
+        losses = {"value_loss": self.vf_coef * self._value_loss(values, batch)}
+        if memory_log_prob is not None:
+            losses |= self._actor_losses(batch, memory_log_prob, entropy)
+        if self.policy.auxiliary is not None:
+            n_windows, length = batch.windows.episode_ids.shape
+            drawn = self.recent_trajectories.sample(max(n_windows // 2, 1), length)
+            auxiliary = self.policy.auxiliary(self.policy, drawn, self.mask_ratio)
+            for name, (loss, baseline) in auxiliary.items():
+                self._logged[f"aux_{name}_loss"].append(loss.detach())
+                self._logged[f"aux_{name}_baseline"].append(baseline)
+                losses[f"aux_{name}_loss"] = self.aux_coef * loss / len(auxiliary)
+        return losses
+
+    def _actor_losses(
+        self, batch: RolloutBufferSamples | WindowSamples, log_prob: th.Tensor, entropy: th.Tensor | None
+    ) -> dict[str, th.Tensor]:
+        clip_range = self.clip_range(self._current_progress_remaining)
+        advantages = normalized(batch.advantages) if self.normalize_advantage else batch.advantages
+        log_ratio = log_prob - batch.old_log_prob
+        ratio = th.exp(log_ratio)
+        policy_loss = clipped_surrogate_loss(ratio, advantages, clip_range)
+        negative_entropy = entropy_loss(entropy, log_prob)
+        with th.no_grad():
+            self._logged["approx_kl"].append(approximate_kl(log_ratio))
+            self._logged["clip_fraction"].append((th.abs(ratio - 1) > clip_range).float().mean())
+        self._logged["policy_gradient_loss"].append(policy_loss.detach())
+        self._logged["entropy_loss"].append(negative_entropy.detach())
+        return {"policy_gradient_loss": policy_loss, "entropy_loss": self.ent_coef * negative_entropy}
+
+    def _value_loss(self, values: th.Tensor, batch: WindowSamples) -> th.Tensor:
+        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)
+        loss = value_loss(values, batch.old_values, batch.returns, clip_range_vf)
+        self._logged["value_loss"].append(loss.detach())
+        return loss
+
+    def _kl_exceeded(self) -> bool:
+        if self.target_kl is None or not self._logged["approx_kl"]:
+            return False
+        return self._logged["approx_kl"][-1].item() > 1.5 * self.target_kl
+
+    def _optimize(self, losses: dict[str, th.Tensor]) -> None:
+        """
+        One step of the optimizer.
+
+        :param losses: The terms of the loss, weighted
+        :raises FloatingPointError: If one is not finite; the parameters are then still the last good ones
+        """
+        loss = th.stack(list(losses.values())).sum()
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        if not th.isfinite(loss + grad_norm):
+            culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
+            raise FloatingPointError(
+                f"{culprit} is not finite at iteration {self._n_updates // self.n_epochs + 1} ({self.num_timesteps} timesteps): "
+                "training stopped before the optimizer step, the parameters are the last good ones and the model can be saved. "
+                "Check rewards and observations for NaN or infinity, or use a smaller learning_rate."
+            )
+        self.policy.optimizer.step()
+        self._logged["loss"].append(loss.detach())
+        if "value_loss" in losses:
+            self._logged["critic_grad_norm"].append(grad_norm)
+            if self.policy.auxiliary is not None:
+                self.policy.auxiliary.update_key_encoder(self.policy)
+
+    def _log_training(self) -> None:
+        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        for name, logged in self._logged.items():
+            self.logger.record(f"train/{name}", th.stack(logged).mean().item())
+        # The values are from before the update: how well the critic does on trajectories it has not learned from
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
+        # Mean squared error of the last epoch, on what it has just learned from
+        n_last = max(len(self._logged["value_loss"]) // self.n_epochs, 1)
+        in_sample = th.stack(self._logged["value_loss"][-n_last:]).mean().item()
+        variance = float(np.var(returns))
+        self.logger.record("train/explained_variance_in_sample", 1 - in_sample / variance if variance > 0 else float("nan"))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", self.clip_range(self._current_progress_remaining))
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining))
+
+    def learn(
+        self: SelfAttentionActorCritic,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "AAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAttentionActorCritic:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+AAC = AttentionActorCritic

@@ -1,0 +1,168 @@
+"""What can be wrong with the arguments, said at construction: what was given, what is allowed, what to do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import is_image_space
+
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+
+PREDICTION_TARGETS = ("return", "observation", "action", "reward")
+AUX_LOSSES: dict[str, tuple[str, ...]] = {
+    "contrastive": ("contrastive",),
+    "value": ("return",),
+    "prediction": PREDICTION_TARGETS,
+}
+
+
+def check_network(
+    context_length: int,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    dim_feedforward: int | None,
+    dropout: float,
+    local_window: int,
+    memory_actor: bool,
+) -> None:
+    """
+    Check the network's shape, see :class:`~sb3_attention_ac.policies.AttentionActorCriticPolicy`.
+
+    :raises ValueError: If it cannot be built
+    """
+    at_least = {"context_length": (context_length, 1), "n_layers": (n_layers, 0), "n_heads": (n_heads, 1)}
+    at_least |= {"d_model": (d_model, 1), "local_window": (local_window, 1)}
+    if dim_feedforward is not None:
+        at_least["dim_feedforward"] = (dim_feedforward, 1)
+    for name, (given, least) in at_least.items():
+        if given < least:
+            raise ValueError(f"{name}={given} was given, but it must be at least {least}.")
+    if d_model % n_heads != 0:
+        divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
+        raise ValueError(
+            f"d_model={d_model} is not divisible by n_heads={n_heads}: choose n_heads from {divisors}, or another d_model."
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout} was given, but it must be in [0, 1).")
+    if memory_actor and n_layers == 0:
+        raise ValueError("memory_actor=True needs attention, but n_layers=0 was given: use n_layers of at least 1.")
+
+
+def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...]:
+    """
+    :param aux_loss: None, a name of ``AUX_LOSSES``, or a list of targets
+    :return: What the masked prediction predicts
+    :raises ValueError: If a name is unknown
+    """
+    allowed = f"allowed are None, {', '.join(map(repr, AUX_LOSSES))}, or a list of {list(PREDICTION_TARGETS)}"
+    if aux_loss is None:
+        return ()
+    if isinstance(aux_loss, str):
+        if aux_loss not in AUX_LOSSES:
+            raise ValueError(f"aux_loss={aux_loss!r} is unknown: {allowed}.")
+        return AUX_LOSSES[aux_loss]
+    unknown = [target for target in aux_loss if target not in (*PREDICTION_TARGETS, "contrastive")]
+    if unknown or len(aux_loss) == 0:
+        raise ValueError(f"aux_loss={list(aux_loss)!r} has {'unknown targets' if unknown else 'no targets'}: {allowed}.")
+    return tuple(dict.fromkeys(aux_loss))
+
+
+def check_auxiliary(
+    targets: tuple[str, ...], aux_coef: float, mask_ratio: float, temperature: float, n_trajectories: int, n_layers: int
+) -> None:
+    """
+    Check the auxiliary loss, see :class:`~sb3_attention_ac.attention_ac.AttentionActorCritic`.
+
+    :raises ValueError: If a value is out of range
+    """
+    if aux_coef < 0:
+        raise ValueError(f"aux_coef={aux_coef} was given, but it must be at least 0.")
+    if not 0.0 < mask_ratio < 1.0:
+        raise ValueError(f"mask_ratio={mask_ratio} was given, but it must be between 0 and 1, both excluded.")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} was given, but it must be greater than 0.")
+    if n_trajectories < 0:
+        raise ValueError(f"n_trajectories={n_trajectories} was given, but it must be at least 0 (0: the last rollout only).")
+    if targets and n_layers == 0:
+        raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
+
+
+def check_spaces(policy: Any, observation_space: spaces.Space[Any]) -> None:
+    """
+    :param policy: The policy's alias, or a class
+    :param observation_space: The environment's
+    :raises ValueError: If they do not go together
+    """
+    if isinstance(observation_space, spaces.Tuple):
+        raise ValueError(
+            "Tuple observations are not supported; allowed are Box, Discrete, MultiDiscrete, MultiBinary and Dict: "
+            "wrap the environment to return a Dict or a flat array (gymnasium.wrappers.FlattenObservation)."
+        )
+    is_dict = isinstance(observation_space, spaces.Dict)
+    kind = f"the observation space is {observation_space}"
+    if policy == "MultiInputPolicy" and not is_dict:
+        raise ValueError(f"'MultiInputPolicy' is for Dict observations, but {kind}: use 'MlpPolicy' or 'CnnPolicy'.")
+    if policy in ("MlpPolicy", "CnnPolicy") and is_dict:
+        raise ValueError(f"{policy!r} is not for Dict observations, but {kind}: use 'MultiInputPolicy'.")
+    if policy == "CnnPolicy" and not is_image_space(observation_space, normalized_image=True, check_channels=False):
+        raise ValueError(f"'CnnPolicy' is for image observations, but {kind}: use 'MlpPolicy'.")
+
+
+def check_policy(policy_class: type[Any], base: type[Any]) -> None:
+    """
+    :param policy_class: The policy to use
+    :param base: What it must be
+    :raises ValueError: If it is not
+    """
+    if not issubclass(policy_class, base):
+        raise ValueError(
+            f"policy={policy_class.__name__} does not attend to trajectories: use 'MlpPolicy', 'CnnPolicy', "
+            f"'MultiInputPolicy' or a subclass of {base.__name__}."
+        )
+
+
+def check_rollout(
+    batch_size: int, n_steps: int, n_envs: int | None, normalize_advantage: bool, buffer_class: type[RolloutBuffer] | None
+) -> None:
+    """
+    :param batch_size: Minibatch size
+    :param n_steps: Steps per environment in a rollout
+    :param n_envs: Number of environments, None if not known yet
+    :param normalize_advantage: Whether advantages are normalized
+    :param buffer_class: The rollout buffer's class, None for ours
+    :raises ValueError: If they do not go together
+    """
+    if n_steps < 1:
+        raise ValueError(f"n_steps={n_steps} was given, but it must be at least 1.")
+    if batch_size < (2 if normalize_advantage else 1):
+        raise ValueError(
+            f"batch_size={batch_size} was given, but it must be at least 2 to normalize advantages, or at least 1 with "
+            "normalize_advantage=False (see https://github.com/DLR-RM/stable-baselines3/issues/440)."
+        )
+    if normalize_advantage and n_envs is not None and n_steps * n_envs < 2:
+        raise ValueError(
+            f"n_steps * n_envs must be at least 2 to normalize advantages, but n_steps={n_steps} and n_envs={n_envs} were given."
+        )
+    if buffer_class is not None and not issubclass(buffer_class, TrajectoryRolloutBuffer):
+        raise ValueError(
+            f"rollout_buffer_class={buffer_class.__name__} does not keep trajectories: "
+            "use TrajectoryRolloutBuffer, a subclass of it, or None."
+        )
+
+
+def differing_arguments(stored: dict[str, Any], given: dict[str, Any]) -> str:
+    """
+    :param stored: Arguments in a file
+    :param given: Arguments given instead
+    :return: Which ones differ, as words: "d_model: 64 in the file, 128 given; ..."
+    """
+    missing = object()
+    words = []
+    for name in sorted({*stored, *given}):
+        old, new = stored.get(name, missing), given.get(name, missing)
+        if old is missing or new is missing or old != new:
+            texts = ["not set" if value is missing else repr(value) for value in (old, new)]
+            words.append(f"{name}: {texts[0]} in the file, {texts[1]} here")
+    return "; ".join(words)

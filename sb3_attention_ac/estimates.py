@@ -1,0 +1,82 @@
+"""
+Values and log probabilities of a finished rollout, in a few batched passes under the policy that collected it. The critic is
+not in the step loop: this is the only place that asks it before training.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.policies import AttentionActorCriticPolicy
+from sb3_attention_ac.trajectory import TrajectoryWindows, map_obs
+
+MAX_STEPS_PER_PASS = 8192  # bounds the memory of one pass
+
+
+class RolloutEstimates(NamedTuple):
+    """
+    :param values: V(s_t), [n_steps, n_envs]
+    :param log_probs: log pi(a_t | s_t), [n_steps, n_envs]
+    :param last_values: Values of the observations after the last step, [n_envs]
+    :param terminal_values: Values of the observations on which a time limit cut episodes off, in the buffer's order
+    """
+
+    values: np.ndarray
+    log_probs: np.ndarray
+    last_values: th.Tensor
+    terminal_values: np.ndarray
+
+
+def _split(n_windows: int, window_length: int) -> Iterator[slice]:
+    per_pass = max(MAX_STEPS_PER_PASS // window_length, 1)
+    return (slice(i, i + per_pass) for i in range(0, n_windows, per_pass))
+
+
+@th.no_grad()
+def estimate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer, last_obs: Any) -> RolloutEstimates:
+    """
+    :param policy: The policy that collected the rollout
+    :param buffer: A full buffer
+    :param last_obs: The observations after its last step, [n_envs, *obs_shape]
+    :return: What advantages and ratios need
+    """
+    values, log_probs = np.zeros_like(buffer.values), np.zeros_like(buffer.log_probs)
+    for starts, length in buffer.chunks():
+        first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
+        for part in _split(len(first), buffer.n_context + length):
+            windows, actions = buffer.windows(first[part], env[part], length)
+            value, log_prob, _ = policy.evaluate_windows(windows, actions)
+            steps = first[part, None] + np.arange(length)
+            values[steps, env[part, None]] = value.cpu().numpy()
+            if log_prob is not None:
+                log_probs[steps, env[part, None]] = log_prob.cpu().numpy()
+    if not policy.memory_actor:
+        for observations, actions, steps, envs in buffer.in_order(MAX_STEPS_PER_PASS):
+            log_probs[steps, envs] = policy.evaluate_actor(observations, actions)[0].cpu().numpy()
+    last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
+    last_values = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs))
+    return RolloutEstimates(values, log_probs, last_values, _terminal_values(policy, buffer))
+
+
+def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer) -> np.ndarray:
+    """:return: Values of the buffer's terminal observations, [number of them]"""
+    if not buffer.terminal_observations:
+        return np.zeros(0, dtype=np.float32)
+    steps, envs = np.array(list(buffer.terminal_observations)).T
+    observations = list(buffer.terminal_observations.values())
+    terminal_values = []
+    for part in _split(len(steps), buffer.n_context + 1):
+        stacked = map_obs(lambda *obs: np.stack(obs), *observations[part])
+        windows = buffer.bootstrap_windows(steps[part], envs[part], stacked)
+        terminal_values.append(_bootstrap(policy, windows).cpu().numpy())
+    return np.concatenate(terminal_values)
+
+
+def _bootstrap(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows) -> th.Tensor:
+    """:return: Values of the last step of each window, [N]"""
+    _, latent_vf, _ = policy.window_latents(windows, 1)
+    values: th.Tensor = policy.value_net(latent_vf)[:, 0, 0]
+    return values

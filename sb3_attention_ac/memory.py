@@ -1,0 +1,155 @@
+"""
+The memory of an acting agent: what its trunk needs of the steps so far to go on one step at a time.
+
+Slots 0 ... n_context - 1 hold context, the slots after them the steps of the current chunk, as in a training window. When the
+slots are full, the last n_context steps move to the front and their keys and values are computed anew, as a training window
+would. So stepping gives exactly what one pass over the window gives, at a cost that does not grow with the episode.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from torch import nn
+
+from sb3_attention_ac.encoder import TrajectoryEncoder
+from sb3_attention_ac.trajectory import local_window
+from sb3_attention_ac.trunk import AttentionTrunk
+
+
+class TrajectoryMemory(NamedTuple):
+    """
+    One row per environment, N rows; S = n_context + chunk_length slots.
+
+    :param features: Features of each step, [N, S, F]
+    :param events: Encoded previous action of each step, [N, S, event_dim]
+    :param keys: [N, n_layers, n_heads, S, head_dim]
+    :param values: [N, n_layers, n_heads, S, head_dim]
+    :param previous_action: The last action, as sampled, [N, action_dim]
+    :param position: The next free slot, [N]
+    :param start: The first slot of the current episode, [N]
+    """
+
+    features: th.Tensor
+    events: th.Tensor
+    keys: th.Tensor
+    values: th.Tensor
+    previous_action: th.Tensor
+    position: th.Tensor
+    start: th.Tensor
+
+    def to_numpy(self) -> tuple[np.ndarray, ...]:
+        """:return: The memory as plain arrays, the first axis of each is the environment"""
+        return tuple(tensor.cpu().numpy() for tensor in self)
+
+    @classmethod
+    def from_numpy(cls, state: tuple[np.ndarray, ...], device: th.device) -> "TrajectoryMemory":
+        """
+        :param state: From :meth:`to_numpy`; it is copied, never written to
+        :param device: Where to put the tensors
+        :return: A memory to step with
+        """
+        return cls._make(th.tensor(array, device=device) for array in state)
+
+
+class TrajectoryStepper:
+    """
+    Steps a trunk through trajectories, one step of every environment at a time.
+
+    :param trunk: A trunk with an encoder
+    :param mlp: Its MLP
+    :param n_context: Context steps before a chunk
+    :param chunk_length: Steps of a chunk
+    """
+
+    def __init__(self, trunk: AttentionTrunk, mlp: nn.Sequential, n_context: int, chunk_length: int):
+        if trunk.encoder is None:
+            raise ValueError("A trunk without an encoder has no memory to step with.")
+        self.encoder: TrajectoryEncoder = trunk.encoder
+        self.trunk, self.mlp = trunk, mlp
+        self.n_context, self.n_slots = n_context, n_context + chunk_length
+
+    def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int, device: th.device) -> TrajectoryMemory:
+        """:return: A memory without a past"""
+        n_heads, d_model = self.encoder.blocks[0].n_heads, self.encoder.norm.normalized_shape[0]
+        cache: Any = (n_envs, len(self.encoder.blocks), n_heads, self.n_slots, d_model // n_heads)
+        return TrajectoryMemory(
+            th.zeros((n_envs, self.n_slots, features_dim), device=device),
+            th.zeros((n_envs, self.n_slots, event_dim), device=device),
+            th.zeros(cache, device=device),
+            th.zeros(cache, device=device),
+            th.zeros((n_envs, action_dim), device=device),
+            th.full((n_envs,), self.n_context, device=device),
+            th.full((n_envs,), self.n_context, device=device),
+        )
+
+    def recall(self, memory: TrajectoryMemory, rows: th.Tensor) -> None:
+        """
+        Compute keys and values of the context slots anew, in place, and go on after them.
+
+        :param memory: A memory whose features and events of the slots 0 ... n_context - 1 and whose ``start`` are set
+        :param rows: Which rows to do, [M]
+        """
+        n = self.n_context
+        memory.position[rows] = n
+        if n == 0:
+            return
+        slots = th.arange(n, device=rows.device)
+        episode_ids = (slots >= memory.start[rows].unsqueeze(1)).long()  # [M, n]; steps of older episodes are never read
+        features, events = memory.features[rows, :n], memory.events[rows, :n]
+        n_previous = self.trunk.n_previous
+        previous = local_window(features, episode_ids, n_previous) if n_previous > 0 else None
+        tokens = self.encoder.tokens(self.trunk.latents(self.mlp, features, previous), events)
+        for i, (keys, values) in enumerate(self.encoder.all_keys_values(tokens, episode_ids)):
+            memory.keys[rows, i, :, :n] = keys
+            memory.values[rows, i, :, :n] = values
+
+    def _make_room(self, memory: TrajectoryMemory) -> None:
+        """Where all slots are taken, move the last n_context steps to the front, in place."""
+        rows = (memory.position >= self.n_slots).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
+        n = self.n_context
+        memory.features[rows, :n] = memory.features[rows, self.n_slots - n :]
+        memory.events[rows, :n] = memory.events[rows, self.n_slots - n :]
+        memory.start[rows] = (memory.start[rows] - (self.n_slots - n)).clamp(min=0)
+        self.recall(memory, rows)
+
+    def step(
+        self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Take in one step of every environment, in place.
+
+        :param memory: The memory so far
+        :param features: Features of s_t, [N, F]
+        :param events: Encoded a_{t-1}, [N, event_dim]
+        :param episode_start: Whether s_t is the first step of its episode, [N]
+        :return: The trunk's latents [N, latent_dim], and what its encoder gathered [N, d_model]
+        """
+        self._make_room(memory)
+        position, rows = memory.position, th.arange(len(features), device=features.device)
+        memory.start[episode_start] = position[episode_start]
+        memory.features[rows, position] = features
+        memory.events[rows, position] = events
+
+        previous = None
+        if self.trunk.n_previous > 0:
+            lags = th.arange(1, self.trunk.n_previous + 1, device=features.device)
+            slots = position.unsqueeze(1) - lags  # [N, n_previous]
+            seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)
+            previous = (memory.features[rows.unsqueeze(1), slots.clamp(min=0)] * seen).flatten(1)
+        latents = self.trunk.latents(self.mlp, features, previous)
+
+        x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
+        angles = self.encoder.rotary(position[:, None, None])
+        all_slots = th.arange(self.n_slots, device=features.device)
+        mask = (all_slots >= memory.start.unsqueeze(1)) & (all_slots <= position.unsqueeze(1))
+        for i, block in enumerate(self.encoder.blocks):
+            keys, values = block.keys_values(x, angles)
+            memory.keys[rows, i, :, position] = keys.squeeze(2)
+            memory.values[rows, i, :, position] = values.squeeze(2)
+            x = block(x, angles, memory.keys[:, i], memory.values[:, i], mask[:, None, None])  # mask: [N, 1, 1, S]
+        gathered = self.encoder.norm(x).squeeze(1)
+        memory.position.add_(1)
+        return (latents if self.trunk.write is None else latents + self.trunk.write(gathered)), gathered

@@ -1,0 +1,89 @@
+"""
+The trunk of a network that looks back: SB3's MLP on the current step, a local window on the last few steps, and attention
+over the trajectory. The last two start at zero, so that every trunk starts as SB3's MLP and learns what to add.
+"""
+
+import torch as th
+from torch import nn
+
+from sb3_attention_ac.encoder import TrajectoryEncoder
+from sb3_attention_ac.trajectory import local_window
+
+
+class AttentionTrunk(nn.Module):
+    """
+    latent_t = mlp(s_t, s_{t-1}, ..., s_{t-k+1}) + write(encoder(...)), where the mlp's weights on s_{t-1} and older and the
+    matrix ``write`` are zero at initialisation.
+
+    The MLP itself stays where SB3 keeps it (``policy.mlp_extractor``) and is passed in.
+
+    :param mlp: The MLP whose first layer the local window feeds
+    :param features_dim: Width of the features of one step
+    :param latent_dim: Width of the MLP's output
+    :param n_local: The local window's length k, 1 for the current step alone
+    :param encoder: The encoder over the trajectory, or None to read another trunk's (``gathered_dim`` > 0) or nothing
+    :param gathered_dim: Width of what an encoder gathers; 0 for a trunk without attention
+    """
+
+    def __init__(
+        self,
+        mlp: nn.Sequential,
+        features_dim: int,
+        latent_dim: int,
+        n_local: int,
+        encoder: TrajectoryEncoder | None,
+        gathered_dim: int,
+    ):
+        super().__init__()
+        self.n_previous = n_local - 1
+        self.encoder = encoder
+        first_dim = mlp[0].out_features if len(mlp) > 0 else features_dim
+        self.local = nn.Linear(self.n_previous * features_dim, first_dim, bias=False) if self.n_previous > 0 else None
+        self.write = nn.Linear(gathered_dim, latent_dim, bias=False) if gathered_dim > 0 else None
+        for layer in (self.local, self.write):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+
+    def latents(self, mlp: nn.Sequential, features: th.Tensor, previous_features: th.Tensor | None) -> th.Tensor:
+        """
+        The MLP with its local window.
+
+        :param mlp: SB3's MLP
+        :param features: [..., F]
+        :param previous_features: The features of the last steps of the same episode, newest first, [..., n_previous * F]
+        :return: [..., latent_dim]
+        """
+        hidden = mlp[0](features) if len(mlp) > 0 else features
+        if self.local is not None and previous_features is not None:
+            hidden = hidden + self.local(previous_features)
+        return mlp[1:](hidden)
+
+    def forward(
+        self,
+        mlp: nn.Sequential,
+        features: th.Tensor,
+        events: th.Tensor,
+        episode_ids: th.Tensor,
+        n_queries: int,
+        gathered: th.Tensor | None = None,
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param mlp: SB3's MLP
+        :param features: [N, W, F]
+        :param events: [N, W, event_dim]
+        :param episode_ids: [N, W]
+        :param n_queries: How many of the last steps to return
+        :param gathered: What another trunk's encoder gathered for these steps, [N, n_queries, gathered_dim]
+        :return: latents of the last steps [N, n_queries, latent_dim], and what the encoder gathered for them
+        """
+        if self.encoder is None:  # No step but those asked for and their local window is needed
+            needed = n_queries + self.n_previous
+            features, episode_ids = features[:, -needed:], episode_ids[:, -needed:]
+        previous = local_window(features, episode_ids, self.n_previous) if self.n_previous > 0 else None
+        latents = self.latents(mlp, features, previous)
+        if self.encoder is not None:
+            gathered = self.encoder(self.encoder.tokens(latents, events), episode_ids, n_queries)
+        latents = latents[:, -n_queries:]
+        if self.write is not None and gathered is not None:
+            latents = latents + self.write(gathered)
+        return latents, gathered

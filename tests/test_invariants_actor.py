@@ -1,0 +1,80 @@
+"""Acting step by step must be the same as one pass over the windows; the first ratio must be one."""
+
+import numpy as np
+import pytest
+import torch as th
+from hypothesis import given, settings
+from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, next_observations, rollouts
+
+from sb3_attention_ac.estimates import estimate_rollout
+from sb3_attention_ac.memory import TrajectoryStepper
+
+FEW = settings(max_examples=25, deadline=None)
+
+
+def check_stepping(rollout, **kwargs) -> None:
+    """Latents of every step in three rollouts, step by step and in one pass"""
+    rng = np.random.default_rng(rollout["seed"])
+    policy = make_policy(rollout["context_length"], seed=rollout["seed"], memory_actor=True, **kwargs)
+    buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
+    starts = np.ones(rollout["n_envs"], dtype=bool)
+    for _ in range(3):
+        stepped = []
+        original = policy._sample
+        policy._sample = lambda latent, deterministic=False: (stepped.append(latent), original(latent, deterministic))[1]
+        act = None
+
+        def step(obs, episode_starts):
+            nonlocal act
+            act = act or policy.start_acting(buffer)
+            return act(obs, episode_starts).numpy()
+
+        with th.no_grad():
+            starts = fill(buffer, rng, starts, rollout["episode_end"], step)
+        policy._sample = original
+        for first, length in buffer.chunks():
+            for start in first:
+                windows, _ = buffer.windows(np.full(buffer.n_envs, start), np.arange(buffer.n_envs), length)
+                with th.no_grad():
+                    batched = policy.window_latents(windows, length)[0]
+                alone = th.stack(stepped[start : start + length], dim=1)
+                th.testing.assert_close(alone, batched, rtol=0, atol=1e-5)
+
+
+@FEW
+@given(rollouts)
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_stepping_equals_the_batched_pass(n_layers, rollout):
+    check_stepping(rollout, n_layers=n_layers)
+
+
+def test_a_stale_memory_is_found(monkeypatch):
+    rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.15}
+    check_stepping(rollout, n_layers=2)
+    monkeypatch.setattr(TrajectoryStepper, "recall", lambda self, memory, rows: memory.position.index_fill_(0, rows, self.n_context))
+    with pytest.raises(AssertionError):
+        check_stepping(rollout, n_layers=2)
+
+
+@FEW
+@given(rollouts)
+@pytest.mark.parametrize("name", ACTION_SPACES)
+@pytest.mark.parametrize("kwargs", [{}, {"memory_actor": True}, {"memory_actor": True, "share_encoder": True}])
+def test_first_ratio_is_one(name, kwargs, rollout):
+    """Whatever minibatch comes first, in training mode: new and old log probabilities agree."""
+    rng = np.random.default_rng(rollout["seed"])
+    policy = make_policy(rollout["context_length"], ACTION_SPACES[name], seed=rollout["seed"], **kwargs)
+    buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
+    starts = fill(buffer, rng, np.ones(rollout["n_envs"], dtype=bool), rollout["episode_end"])
+    fill(buffer, rng, starts, rollout["episode_end"])
+    estimates = estimate_rollout(policy, buffer, next_observations(buffer, rng))
+    buffer.set_estimates(estimates.values, estimates.log_probs)
+    policy.set_training_mode(True)
+    if kwargs:
+        for samples in buffer.get_windows(4):
+            log_prob = policy.evaluate_windows(samples.windows, samples.actions)[1]
+            assert (th.exp(log_prob - samples.old_log_prob) - 1).abs().max() < 1e-4
+    else:
+        for samples in buffer.get(4):
+            log_prob = policy.evaluate_actor(samples.observations, samples.actions)[0]
+            assert (th.exp(log_prob - samples.old_log_prob) - 1).abs().max() < 1e-4
