@@ -1,0 +1,118 @@
+"""The comparison as a whole: plan, run, summarise, report."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import joblib
+
+from sb3_attention_ac.compare.backends import joblib_backend
+from sb3_attention_ac.compare.errors import CompareError
+from sb3_attention_ac.compare.jobs import execute, plan, read_finished
+from sb3_attention_ac.compare.launcher import Outcome
+from sb3_attention_ac.compare.provenance import provenance
+from sb3_attention_ac.compare.scores import Reference, load_references
+from sb3_attention_ac.compare.settings import Job, Protocol
+from sb3_attention_ac.compare.storage import Result, write_atomically
+from sb3_attention_ac.compare.variants import collect_variants
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    :param runs: One row per finished run, see :func:`~sb3_attention_ac.compare.tables.run_table`
+    :param evaluations: One row per evaluation, see :func:`~sb3_attention_ac.compare.tables.evaluation_table`
+    :param summaries: Summaries over environments, see :func:`~sb3_attention_ac.compare.statistics.summaries`
+    :param improvements: Pairs of algorithms, see :func:`~sb3_attention_ac.compare.statistics.improvements`
+    :param failures: Runs that failed and why
+    :param report: Path of the HTML report
+    """
+
+    runs: "pd.DataFrame"
+    evaluations: "pd.DataFrame"
+    summaries: "pd.DataFrame"
+    improvements: "pd.DataFrame"
+    failures: tuple[str, ...]
+    report: Path
+
+
+def compare(
+    algos: Sequence[str] = (),
+    envs: Sequence[str] = (),
+    seeds: int = 5,
+    out: str | Path = "comparison",
+    *,
+    protocol: Protocol | None = None,
+    variants: Sequence[str] = (),
+    hyperparams: str = "zoo",
+    n_jobs: int | None = None,
+    backend: str = "local",
+    address: str | None = None,
+    rerun_corrupt: bool = False,
+    references: str | Path | None = None,
+    seconds: float | None = None,
+) -> Comparison:
+    """
+    Train algorithms on environments over seeds, and report. Runs found in ``out`` are not repeated.
+
+    :param algos: Names of algorithms in RL Zoo
+    :param envs: Ids of environments
+    :param seeds: Number of seeds
+    :param out: Folder for results and report
+    :param protocol: Steps, evaluations and whatever else all runs share, None for the defaults
+    :param variants: Names of shipped files of variants (``"ladder"``) or paths of YAML files
+    :param hyperparams: ``"zoo"``, ``"sb3"``, or a folder with files ``<algo>.yml`` in the format of RL Zoo
+    :param n_jobs: Runs at the same time, -1 for one per processor, None for one per physical core (Ray: per processor)
+    :param backend: ``"local"`` or ``"ray"``
+    :param address: Address of the Ray cluster, None for RAY_ADDRESS or a cluster on this machine
+    :param rerun_corrupt: Whether to run again what has a corrupt result file, instead of refusing
+    :param references: YAML file with own reference scores ``env: {random: x, good: y}``
+    :param seconds: Also compare scores after this many seconds of training (0: as many as the quickest run took)
+    :return: Tables, failures, and the path of the report
+    :raises CompareError: If something asked for is impossible, or no run has finished
+    """
+    protocol = protocol or Protocol()
+    known = load_references(None if references is None else Path(references))
+    jobs = plan(collect_variants(algos, variants), envs, seeds, protocol, hyperparams)
+    out = Path(out).resolve()
+    finished = read_finished(jobs, out, rerun_corrupt)
+    pending = [job for job in jobs if job.folder not in finished]
+    command = shlex.join(sys.orig_argv)
+    outcomes: list[Outcome] = []
+    if pending:
+        joblib_name = joblib_backend(backend, address)
+        default = -1 if backend == "ray" else joblib.cpu_count(only_physical_cores=True)
+        _write_settings(jobs, out, command)
+        outcomes = execute(pending, out, command, n_jobs or default, joblib_name, done=len(finished))
+        finished = read_finished(jobs, out, rerun_corrupt)
+    failures = tuple(f"{outcome.job}: {outcome.failure}" for outcome in outcomes if outcome.failure is not None)
+    results = [finished[job.folder] for job in jobs if job.folder in finished]
+    if not results:
+        raise CompareError("No run has finished, so there is nothing to report:\n" + "\n".join(failures))
+    return _report(results, failures, known, out, seconds)
+
+
+def _report(
+    results: Sequence[Result], failures: tuple[str, ...], known: dict[str, Reference], out: Path, seconds: float | None
+) -> Comparison:
+    # The processes of the runs import this package too, and are spared the libraries for statistics and pictures
+    from sb3_attention_ac.compare.report import write_report
+
+    return write_report(results, failures, known, out, seconds)
+
+
+def _write_settings(jobs: Sequence[Job], out: Path, command: str) -> None:
+    settings = {
+        "protocol": asdict(jobs[0].protocol),
+        "hyperparams": {f"{job.variant} on {job.env}": job.hyperparams for job in jobs},
+        "seeds": len({job.seed for job in jobs}),
+        "provenance": provenance(command),
+    }
+    write_atomically(out / "settings.json", json.dumps(settings, indent=1))

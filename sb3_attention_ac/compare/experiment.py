@@ -1,0 +1,124 @@
+"""Hyperparameters, environments and models, all as RL Zoo makes them."""
+
+import contextlib
+import io
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from gymnasium import Space, spaces
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_attention_ac.compare.errors import CompareError
+from sb3_attention_ac.compare.names import known_algorithms
+from sb3_attention_ac.compare.settings import Job, Variant
+
+# Arguments of RL Zoo which are Python source there when they are text
+SOURCE_TEXTS = ("policy_kwargs", "replay_buffer_kwargs", "env_kwargs", "normalize")
+
+
+def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, source: str) -> dict[str, Any]:
+    """
+    :param variant: Variant of an algorithm
+    :param env: Id of a registered environment
+    :param space: Its observation space
+    :param steps: Training steps, they replace those of the file
+    :param source: ``"zoo"``, ``"sb3"`` or a folder with files ``<algo>.yml`` (RL Zoo's file for algorithms it lacks)
+    :return: Hyperparameters in the format of RL Zoo, the changes of the variant applied
+    :raises CompareError: If ``source`` is none of these, or the file has no entry for the environment
+    """
+    source = variant.source or source
+    policy = policy_name(variant.algo, space)
+    if source == "sb3":
+        hyperparams: dict[str, Any] = {"policy": policy}
+    else:
+        hyperparams = _read_file(variant.algo, env, source)
+    hyperparams = merge(hyperparams, variant.changes)
+    # RL Zoo's default entry for ppo_lstm names a policy RecurrentPPO does not have
+    name = hyperparams.get("policy", policy)
+    aliases = known_algorithms()[variant.algo].policy_aliases
+    hyperparams["policy"] = name if "." in name or name in aliases else policy
+    return {**hyperparams, "n_timesteps": steps}
+
+
+def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
+    if source != "zoo" and not Path(source).is_dir():
+        raise CompareError(f"--hyperparams is {source!r}; give 'zoo', 'sb3' or a folder with files <algo>.yml.")
+    file = Path(source, f"{algo}.yml")
+    config = str(file) if source != "zoo" and file.is_file() else None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read
+            manager = ExperimentManager(Namespace(), algo, env, log_folder="", config=config)
+            hyperparams, _ = manager.read_hyperparameters()
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise CompareError(f"There are no hyperparameters for {algo} on {env}: {error}") from error
+    return dict(hyperparams)
+
+
+def policy_name(algo: str, space: Space[Any]) -> str:
+    """
+    :param algo: Name of an algorithm
+    :param space: Observation space
+    :return: The algorithm's policy for this kind of observation, e.g. ``"MlpLstmPolicy"``
+    :raises CompareError: If the algorithm has none
+    """
+    kind = "MultiInput" if isinstance(space, spaces.Dict) else "Cnn" if is_image_space(space) else "Mlp"
+    aliases = known_algorithms()[algo].policy_aliases
+    for name in sorted(aliases):
+        if name.startswith(kind):
+            return name
+    raise CompareError(f"{algo} has no policy for observations of type {space}; it has {', '.join(sorted(aliases))}.")
+
+
+def merge(hyperparams: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param hyperparams: Hyperparameters in the format of RL Zoo
+    :param changes: What to replace; mappings are merged, also where RL Zoo writes them as Python source
+    :return: A new mapping
+    """
+    merged = dict(hyperparams)
+    for key, new in changes.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            merged[key] = {**old, **new}
+        elif key in SOURCE_TEXTS and isinstance(old, str) and isinstance(new, dict):
+            merged[key] = f"{{**{old}, **{new!r}}}"
+        else:
+            merged[key] = new
+    return merged
+
+
+def build(job: Job, folder: Path) -> tuple[ExperimentManager, BaseAlgorithm, VecEnv]:
+    """
+    :param job: Run to prepare
+    :param folder: Folder for the files RL Zoo writes
+    :return: RL Zoo's manager, the model in its training environment, and an evaluation environment that makes the episodes of
+        one evaluation side by side: rewards raw, statistics of normalisation to be copied from the training environment
+    """
+    known_algorithms()
+    config = folder / "hyperparams.yml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump({job.env: job.hyperparams}))
+    manager = ExperimentManager(
+        Namespace(**job.to_dict()),
+        job.algo,
+        job.env,
+        log_folder=str(folder),
+        n_timesteps=job.protocol.steps,
+        eval_freq=-1,
+        log_interval=-1,
+        seed=job.seed,
+        device=job.protocol.device,
+        config=str(config),
+    )
+    manager.save_path = str(folder)
+    manager.params_path = str(folder)
+    experiment = manager.setup_experiment()
+    assert experiment is not None, "only a search for hyperparameters has no model"
+    # RL Zoo forgets the arguments of its file here: https://github.com/DLR-RM/rl-baselines3-zoo
+    manager.eval_env_kwargs = manager.env_kwargs
+    return manager, experiment[0], manager.create_envs(job.protocol.episodes, eval_env=True)

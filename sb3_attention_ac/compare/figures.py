@@ -1,0 +1,153 @@
+"""The pictures of a report."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+COLUMNS = 3  # panels side by side
+PANEL = (4.2, 3.0)  # inches
+
+
+def palette(algorithms: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """
+    :param algorithms: Names in the order of the report
+    :return: A colour for each, the same in every picture; distinct for colour-blind readers up to ten
+    """
+    kind = "colorblind" if len(algorithms) <= 10 else "husl"
+    return dict(zip(algorithms, sns.color_palette(kind, len(algorithms)), strict=True))
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, COLUMNS)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(max(PANEL[0] * columns, 6.5), PANEL[1] * rows + 0.5), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend_above(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False)
+
+
+def learning_curves(evaluations: pd.DataFrame, against: str) -> Figure:
+    """
+    :param evaluations: One row per run and evaluation: algorithm, environment, seed, score, and ``against``
+    :param against: ``"steps"`` or ``"seconds"`` of training
+    :return: One panel per environment: mean over seeds with the 95 % bootstrap interval, which needs two seeds
+    """
+    environments = evaluations["environment"].unique()
+    colours = palette(list(evaluations["algorithm"].unique()))
+    figure, axes = _panels(len(environments))
+    for axis, env in zip(axes, environments, strict=True):
+        part = evaluations[evaluations["environment"] == env]
+        sns.lineplot(
+            part, x=against, y="score", hue="algorithm", style="algorithm", dashes=False, markers=against == "steps",
+            palette=colours, hue_order=list(colours), style_order=list(colours), ax=axis, seed=0, legend=axis is axes[0],
+        )  # fmt: skip
+        axis.set(title=env, xlabel=f"{against} of training", ylabel="mean return")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    legend = axes[0].get_legend()
+    if legend is not None:
+        legend.remove()
+    _legend_above(figure, axes[0])
+    return figure
+
+
+def common_points(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param evaluations: One row per run and evaluation, with columns ``point`` and ``steps``
+    :return: The same with the steps of each point made equal within an algorithm and environment, so that seeds average
+    """
+    steps = evaluations.groupby(["algorithm", "environment", "point"])["steps"].transform("mean")
+    return evaluations.assign(steps=steps)
+
+
+def summary_intervals(summaries: pd.DataFrame) -> Figure:
+    """
+    :param summaries: See :func:`~sb3_attention_ac.compare.statistics.summaries`
+    :return: One panel per summary of the final score, and one for the IQM of the area under the curve
+    """
+    wanted = [("final", "IQM", "IQM of the final score →"), ("final", "median", "median of the final score →")]
+    wanted += [("final", "optimality gap", "← optimality gap"), ("area", "IQM", "IQM of the whole curve →")]
+    algorithms = list(summaries["algorithm"].unique())
+    colours = palette(algorithms)
+    figure = Figure(figsize=(11, 0.36 * len(algorithms) + 1.1), layout="constrained")
+    axes = figure.subplots(1, len(wanted), sharey=True)
+    for axis, (score, summary, title) in zip(axes, wanted, strict=True):
+        part = summaries[(summaries["score"] == score) & (summaries["summary"] == summary)].set_index("algorithm")
+        for position, algorithm in enumerate(algorithms):
+            row = part.loc[algorithm]
+            axis.plot(
+                [row["low"], row["high"]], [position] * 2, lw=8, alpha=0.35, color=colours[algorithm], solid_capstyle="butt"
+            )
+            axis.plot(row["value"], position, "o", color=colours[algorithm])
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_yticks(range(len(algorithms)), algorithms)
+    axes[0].set_ylim(len(algorithms) - 0.4, -0.6)
+    figure.supxlabel("common scale: 0 is a random policy, 1 a good one", fontsize=9)
+    return figure
+
+
+def improvement_matrix(improvements: pd.DataFrame) -> Figure:
+    """
+    :param improvements: See :func:`~sb3_attention_ac.compare.statistics.improvements`
+    :return: Probability that the algorithm of the row beats that of the column
+    """
+    algorithms = list(dict.fromkeys(improvements["algorithm"]))
+    size = 1.25 * len(algorithms) + 1.6
+    figure = Figure(figsize=(max(size, 4.5), 0.65 * size + 0.8), layout="constrained")
+    axis = figure.add_subplot()
+
+    def wide(column: str) -> pd.DataFrame:
+        return improvements.pivot(index="algorithm", columns="other", values=column).reindex(algorithms, columns=algorithms)
+
+    probability, low, high = wide("probability"), wide("low"), wide("high")
+    texts = (
+        probability.map(lambda value: f"{value:.2f}")
+        + "\n["
+        + low.map("{:.2f}".format)
+        + ", "
+        + high.map("{:.2f}".format)
+        + "]"
+    )
+    sns.heatmap(
+        probability, annot=texts.where(low.notna(), probability.map("{:.2f}".format)).to_numpy(), fmt="", vmin=0, vmax=1,
+        cmap="vlag_r", linewidths=1, cbar=False, ax=axis, annot_kws={"fontsize": 8},
+    )  # fmt: skip
+    axis.set(xlabel="", ylabel="", title="probability that the row beats the column")
+    axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def aggregate_curves(curves: pd.DataFrame, steps: int) -> Figure:
+    """
+    :param curves: See :func:`~sb3_attention_ac.compare.statistics.aggregate_curves`
+    :param steps: Training steps at the last point
+    :return: IQM over all environments against steps
+    """
+    colours = palette(list(curves["algorithm"].unique()))
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    axis = figure.add_subplot()
+    for algorithm, group in curves.groupby("algorithm", sort=False):
+        x = group["point"] / curves["point"].max() * steps
+        axis.plot(x, group["value"], label=algorithm, color=colours[str(algorithm)])
+        if np.isfinite(group["low"]).all():
+            axis.fill_between(x, group["low"], group["high"], alpha=0.2, color=colours[str(algorithm)], lw=0)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set(xlabel="steps of training", ylabel="IQM on the common scale")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _legend_above(figure, axis)
+    return figure

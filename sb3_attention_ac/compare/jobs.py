@@ -1,0 +1,105 @@
+"""Which runs are needed, which are there already, and doing the rest."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import joblib
+from tqdm import tqdm
+
+from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
+from sb3_attention_ac.compare.experiment import read_hyperparams
+from sb3_attention_ac.compare.launcher import Outcome, launch, stop_idle
+from sb3_attention_ac.compare.names import check_environment, register_environments
+from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences
+from sb3_attention_ac.compare.storage import RESULT_FILE, Result, read_result, write_atomically
+
+
+def plan(variants: Sequence[Variant], envs: Sequence[str], seeds: int, protocol: Protocol, source: str) -> list[Job]:
+    """
+    :param variants: What to compare
+    :param envs: Ids of environments
+    :param seeds: Number of seeds, 0 to ``seeds - 1`` are used
+    :param protocol: What all runs share
+    :param source: Where hyperparameters come from, see :func:`~sb3_attention_ac.compare.experiment.read_hyperparams`
+    :return: All runs; first the first seed of everything, so that an unfinished comparison has a bit of everything
+    :raises CompareError: If an environment is not known or a number is not positive
+    """
+    if seeds < 1:
+        raise CompareError(f"seeds is {seeds}, it must be at least 1.")
+    if not envs:
+        raise CompareError("There is nothing to compare on; name environments (--envs).")
+    register_environments(protocol.gym_packages)
+    spaces = {env: check_environment(env) for env in envs}
+    hyperparams = {
+        (variant.name, env): read_hyperparams(variant, env, space, protocol.steps, source)
+        for env, space in spaces.items()
+        for variant in variants
+    }
+    return [
+        Job(variant.name, variant.algo, env, seed, hyperparams[variant.name, env], protocol)
+        for seed in range(seeds)
+        for env in spaces
+        for variant in variants
+    ]
+
+
+def read_finished(jobs: Iterable[Job], out: Path, rerun_corrupt: bool = False) -> dict[Path, Result]:
+    """
+    :param jobs: Runs asked for
+    :param out: Folder of the comparison
+    :param rerun_corrupt: Whether corrupt results count as not there
+    :return: The results which are there, by the folder of their run
+    :raises CompareError: If the folder has results of other settings (says which differ) or corrupt ones
+    """
+    asked = {job.folder: job.to_dict() for job in jobs}
+    protocol = next(iter(asked.values()))["protocol"]
+    finished, corrupt, others = {}, [], []
+    for path in sorted(out.glob(f"runs/*/*/*/{RESULT_FILE}")):
+        folder = path.parent.relative_to(out)
+        try:
+            result = read_result(path)
+        except CorruptResultError as error:
+            corrupt += [str(error)] if folder in asked else []
+            continue
+        there = result.job.to_dict()
+        # Runs which are not asked for may stay beside, as long as they went by the same protocol
+        others += differences(there, asked.get(folder, {**there, "protocol": protocol}))
+        if folder in asked:
+            finished[folder] = result
+    if others:
+        raise CompareError(
+            f"{out} has results of other settings: {'; '.join(sorted(set(others)))}. "
+            "Give another folder with --out, or the settings of the results."
+        )
+    if corrupt and not rerun_corrupt:
+        raise CompareError(f"{'; '.join(corrupt)}. Give --rerun-corrupt to run it again, or restore the file.")
+    return finished
+
+
+def execute(jobs: Sequence[Job], out: Path, command: str, n_jobs: int, backend: str, done: int = 0) -> list[Outcome]:
+    """
+    Do the runs which are not there yet.
+
+    :param jobs: Runs to do
+    :param out: Folder of the comparison
+    :param command: Command line of the comparison, kept beside each result
+    :param n_jobs: Runs at the same time, -1 for as many as there are processors
+    :param backend: Backend of joblib
+    :param done: Number of runs done before, for the progress bar
+    :return: What came of each run
+    """
+    with tqdm(total=done + len(jobs), initial=done, unit="run", desc="Training", smoothing=0) as bar:
+        try:
+            with joblib.parallel_config(backend=backend):
+                parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, pre_dispatch="all")
+                # joblib calls this in this process whenever a job has ended, whatever the backend
+                parallel.print_progress = lambda: bar.update(done + parallel.n_completed_tasks - bar.n)
+                outcomes: list[Outcome] = parallel(joblib.delayed(launch)(job, out, command) for job in jobs)
+        finally:
+            stop_idle()
+    for outcome in outcomes:
+        path = out / outcome.job.folder / RESULT_FILE
+        # Machines of a cluster need not share their disks
+        if outcome.result is not None and not path.exists():
+            write_atomically(path, outcome.result)
+    return outcomes

@@ -1,0 +1,93 @@
+"""Names of algorithms and environments, and what to do about those that are not known."""
+
+import contextlib
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+from sb3_attention_ac.compare.errors import CompareError, unknown_name
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+# Where environments come from that are not part of Gymnasium: pattern of the id, module that registers them, package
+SOURCES = (
+    (r"popgym-", "popgym", "popgym"),
+    (r"(MiniGrid|BabyAI)-", "minigrid", "minigrid"),
+    (r"(ALE/|.*NoFrameskip-v4$)", "ale_py", "ale-py"),
+    (r".*BulletEnv-", "pybullet_envs_gymnasium", "pybullet_envs_gymnasium"),
+    (r"Panda", "panda_gym", "panda-gym"),
+    (r"(parking|highway|merge|roundabout|intersection|racetrack)-", "highway_env", "highway-env"),
+    (r"donkey-", "gym_donkeycar", "gym-donkeycar"),
+    (r"MemoryGym|(MortarMayhem|MysteryPath|SearingSpotlights)", "memory_gym", "memory-gym"),
+)
+
+
+def known_algorithms() -> "dict[str, type[BaseAlgorithm]]":
+    """
+    :return: All algorithms RL Zoo knows, that of this package included
+    """
+    from rl_zoo3.utils import ALGOS
+
+    from sb3_attention_ac.zoo import register
+
+    register()
+    return ALGOS
+
+
+def check_algorithm(name: str) -> None:
+    """
+    :param name: Name of an algorithm in RL Zoo
+    :raises CompareError: If there is none of this name; offers the closest names
+    """
+    algorithms = known_algorithms()
+    if name not in algorithms:
+        raise unknown_name("algorithm", name, algorithms)
+
+
+def register_environments(gym_packages: Iterable[str] = ()) -> None:
+    """
+    Import everything that registers environments: the modules given, RL Zoo's list, and known packages if installed.
+
+    :param gym_packages: Modules to import
+    :raises CompareError: If one of ``gym_packages`` cannot be imported
+    """
+    for module in gym_packages:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise CompareError(f"The module {module!r} of --gym-packages cannot be imported ({error}).") from error
+    import rl_zoo3.import_envs  # noqa: F401
+
+    for _, module, _ in SOURCES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+
+
+def check_environment(env: str) -> gym.Space[Any]:
+    """
+    Create the environment once. Call :func:`register_environments` before.
+
+    :param env: Id of the environment
+    :return: Its observation space
+    :raises CompareError: If it is not known (offers the closest names) or a package is missing (says which)
+    """
+    if env not in gym.registry:
+        for pattern, module, package in SOURCES:
+            if re.match(pattern, env) and importlib.util.find_spec(module) is None:
+                raise CompareError(
+                    f"The environment {env!r} comes with the package {package!r}, which is not installed; "
+                    f"run `pip install {package}`."
+                )
+        raise unknown_name("environment", env, gym.registry)
+    try:
+        instance = gym.make(env)
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
+        raise CompareError(f"The environment {env!r} needs a package that is not installed: {error}") from error
+    space = instance.observation_space
+    instance.close()
+    return space

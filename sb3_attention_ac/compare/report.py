@@ -1,0 +1,154 @@
+"""The files a comparison ends in: CSV, pictures, Markdown, and one HTML page that holds everything."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from sb3_attention_ac.compare import figures
+from sb3_attention_ac.compare.comparison import Comparison
+from sb3_attention_ac.compare.scores import Reference
+from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, score_matrices, summaries
+from sb3_attention_ac.compare.storage import Result, write_atomically
+from sb3_attention_ac.compare.tables import on_common_seconds, tables
+from sb3_attention_ac.compare.texts import Table, equal_seconds_table, reference_table, summary_table, task_table
+from sb3_attention_ac.compare.verdict import cost_table, verdict
+
+TEMPLATE = Path(__file__).parent / "report.html.j2"
+CAPTIONS = {
+    "curves_steps": "Learning curves: mean return of the evaluation episodes against steps of training; mean over seeds, "
+    "shaded the 95 % bootstrap interval.",
+    "intervals": "Summaries over all environments (dot) with their 95 % bootstrap intervals (bar); arrows point to the better "
+    "side.",
+    "improvement": "Probability that a run of the algorithm in the row ends higher than one of the algorithm in the column on "
+    "the same environment, with its 95 % bootstrap interval. If the interval is wholly above 0.5, the row is better.",
+    "curves_all": "Interquartile mean over all environments and seeds against steps of training, with 95 % bootstrap "
+    "intervals.",
+    "curves_seconds": "Learning curves against seconds of training, evaluations excluded; each ends with the quickest seed.",
+}
+
+
+def write_report(
+    results: Sequence[Result], failures: tuple[str, ...], known: Mapping[str, Reference], out: Path, seconds: float | None
+) -> Comparison:
+    """
+    :param results: Finished runs, in the order of the report
+    :param failures: Runs that failed and why
+    :param known: Reference scores
+    :param out: Folder for the files
+    :param seconds: Also compare scores after these seconds of training, 0 for those of the quickest run, None for not
+    :return: Tables and the path of the report
+    """
+    evaluations, runs, references = tables(results, known)
+    overall, pairs = summaries(runs), improvements(runs)
+    for name, table in {"evaluations": evaluations, "runs": runs, "summaries": overall, "improvement": pairs}.items():
+        write_atomically(out / f"{name}.csv", table.to_csv(index=False))
+    texts = [
+        summary_table(overall, runs),
+        task_table(runs, "final", "Final score", "Mean return at the end of training, mean over seeds."),
+        task_table(
+            runs, "area", "Whole curve", "Mean height of the learning curve over the steps of training, mean over seeds."
+        ),
+    ]
+    texts += [] if seconds is None else [equal_seconds_table(evaluations, seconds)]
+    texts.append(reference_table(references))
+    sentences = verdict(overall, pairs, cost_table(runs)) + _gaps(runs)
+    pictures = {name: _save(figure, out / "figures" / name) for name, figure in _draw(evaluations, overall, pairs).items()}
+    write_atomically(out / "table.md", _markdown(sentences, failures, texts))
+    report = out / "report.html"
+    write_atomically(report, _html(results, failures, sentences, texts, pictures))
+    return Comparison(runs, evaluations, overall, pairs, failures, report)
+
+
+def _gaps(runs: pd.DataFrame) -> list[str]:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :return: What the summaries had to leave out
+    """
+    matrices = score_matrices(runs, "final")
+    sentences = []
+    for algorithm, group in runs.groupby("algorithm", sort=False):
+        used, seeds = len(matrices.get(str(algorithm), ())), group["seed"].nunique()
+        if used * runs["environment"].nunique() < len(group):
+            sentences.append(f"Incomplete: summaries use the {used} of {seeds} seeds of {algorithm} that finished everywhere.")
+    return sentences
+
+
+def _draw(evaluations: pd.DataFrame, overall: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Figure]:
+    drawn = {"curves_steps": figures.learning_curves(figures.common_points(evaluations), "steps")}
+    if len(overall):
+        drawn["intervals"] = figures.summary_intervals(overall)
+    if len(pairs):
+        drawn["improvement"] = figures.improvement_matrix(pairs)
+    if evaluations["environment"].nunique() > 1 and len(overall):
+        drawn["curves_all"] = figures.aggregate_curves(aggregate_curves(evaluations), int(evaluations["steps"].max()))
+    drawn["curves_seconds"] = figures.learning_curves(on_common_seconds(evaluations), "seconds")
+    return drawn
+
+
+def _save(figure: Figure, path: Path) -> str:
+    """
+    :param figure: Picture, written as PNG (150 dpi) and PDF
+    :param path: File without its ending
+    :return: The PNG in base64
+    """
+    for kind in ("pdf", "png"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=150)
+        write_atomically(path.with_suffix(f".{kind}"), buffer.getvalue())
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _markdown(sentences: Sequence[str], failures: Sequence[str], texts: Sequence[Table]) -> str:
+    lines = [*sentences, *(f"Failed: {failure}" for failure in failures)]
+    return "\n\n".join(["## Comparison", *lines, *(table.markdown() for table in texts)])
+
+
+def _html(
+    results: Sequence[Result],
+    failures: Sequence[str],
+    sentences: Sequence[str],
+    texts: Sequence[Table],
+    pictures: Mapping[str, str],
+) -> str:
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
+    hyperparams = {f"{result.job.variant} on {result.job.env}": result for result in results}
+    return template.render(
+        verdict=sentences,
+        failures=failures,
+        tables=texts,
+        pictures=[(CAPTIONS[name], picture) for name, picture in pictures.items()],
+        protocol=results[0].job.protocol,
+        seeds=len({result.job.seed for result in results}),
+        provenance=_provenance(results),
+        hyperparams={
+            name: (yaml.safe_dump(result.job.hyperparams), yaml.safe_dump(result.arguments))
+            for name, result in hyperparams.items()
+        },
+    )
+
+
+def _provenance(results: Sequence[Result]) -> dict[str, list[str]]:
+    """
+    :param results: Finished runs
+    :return: All values of each fact; more than one where runs were made under different conditions
+    """
+    facts: dict[str, dict[str, None]] = {}
+
+    def collect(values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                collect(value)
+            elif value is not None and name not in ("time", "total_seconds"):
+                facts.setdefault(name, {})[str(value)] = None
+
+    for result in results:
+        collect(result.provenance)
+    times = sorted(str(result.provenance["time"]) for result in results)
+    return {**{name: list(values) for name, values in facts.items()}, "finished (UTC)": [f"{times[0]} to {times[-1]}"]}

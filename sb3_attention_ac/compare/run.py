@@ -1,0 +1,58 @@
+"""One run: train, evaluate, and say everything about it."""
+
+import inspect
+import time
+from pathlib import Path
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import set_random_seed
+
+from sb3_attention_ac.compare.evaluate import EvaluationCallback
+from sb3_attention_ac.compare.experiment import build
+from sb3_attention_ac.compare.names import register_environments
+from sb3_attention_ac.compare.provenance import provenance
+from sb3_attention_ac.compare.settings import Job
+from sb3_attention_ac.compare.storage import RESULT_FILE, Result, to_text, write_atomically
+
+
+def run(job: Job, out: Path, command: str) -> Result:
+    """
+    Train and evaluate, and write the result into the folder of the run.
+
+    :param job: What to run
+    :param out: Folder of the comparison
+    :param command: Command line of the comparison, kept beside the result
+    :return: The result
+    """
+    th.set_num_threads(1)  # sums in another order are other numbers, and runs share the machine
+    set_random_seed(job.seed)
+    register_environments(job.protocol.gym_packages)
+    folder = out / job.folder
+    manager, model, eval_env = build(job, folder / "zoo")
+    callback = EvaluationCallback(eval_env, job.protocol)
+    manager.callbacks.append(callback)
+    start = time.perf_counter()
+    manager.learn(model)
+    eval_env.close()
+    result = Result(
+        job=job,
+        evaluations=tuple(callback.evaluations),
+        steps=model.num_timesteps,
+        train_seconds=callback.train_seconds,
+        evaluation_seconds=callback.evaluation_seconds,
+        n_parameters=sum(parameter.numel() for parameter in model.policy.parameters() if parameter.requires_grad),
+        arguments=_arguments(model),
+        provenance={**provenance(command), "total_seconds": time.perf_counter() - start},
+    )
+    write_atomically(folder / RESULT_FILE, to_text(result))
+    return result
+
+
+def _arguments(model: BaseAlgorithm) -> dict[str, str]:
+    """
+    :param model: Any model
+    :return: The value of every argument of its constructor, defaults included, as text
+    """
+    parameters = inspect.signature(type(model)).parameters
+    return {name: str(getattr(model, name, parameter.default)) for name, parameter in parameters.items() if name != "env"}

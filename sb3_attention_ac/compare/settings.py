@@ -1,0 +1,118 @@
+"""What is run: the protocol all runs share, the variants of algorithms, and the single runs (jobs)."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sb3_attention_ac.compare.errors import CompareError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """
+    What is the same for every run of a comparison.
+
+    :param steps: Training steps per run, summed over the parallel environments
+    :param evaluations: Number of evenly spaced evaluations after the one of the untrained policy; the last is the final one
+    :param episodes: Episodes per evaluation
+    :param evaluation_seed: Episode ``i`` of every evaluation starts from the seed ``evaluation_seed + i``
+    :param deterministic: Whether the most probable action is taken in evaluations
+    :param device: Device of PyTorch, e.g. ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param gym_packages: Modules to import before the environments are created, because they register some
+    :raises CompareError: If a number is not positive
+    """
+
+    steps: int = 100_000
+    evaluations: int = 20
+    episodes: int = 20
+    evaluation_seed: int = 10_000
+    deterministic: bool = True
+    device: str = "cpu"
+    gym_packages: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "evaluations", "episodes"):
+            if getattr(self, name) < 1:
+                raise CompareError(f"{name} is {getattr(self, name)}, it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    An algorithm under a name of its own, with changed hyperparameters.
+
+    :param name: Name in tables, pictures and folders
+    :param algo: Name of the algorithm in RL Zoo, e.g. ``"ppo"``
+    :param changes: Hyperparameters in the format of RL Zoo that replace those of ``source``;
+        mappings (``policy_kwargs``) are merged
+    :param source: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml``, or None for the source of the comparison
+    """
+
+    name: str
+    algo: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One run: everything needed to repeat it.
+
+    :param variant: Name of the variant
+    :param algo: Name of the algorithm in RL Zoo
+    :param env: Id of the environment
+    :param seed: Seed of the run
+    :param hyperparams: Hyperparameters in the format of RL Zoo, all changes applied
+    :param protocol: What all runs share
+    """
+
+    variant: str
+    algo: str
+    env: str
+    seed: int
+    hyperparams: dict[str, Any]
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        return f"{self.variant} on {self.env}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run, relative to the folder of the comparison."""
+        return Path("runs", self.variant, self.env.replace("/", "--").replace(":", "--"), f"seed-{self.seed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        :return: The job as JSON would give it back (lists for tuples)
+        """
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Job":
+        """
+        :param values: What :meth:`to_dict` returned
+        :return: The same job
+        """
+        protocol = dict(values["protocol"])
+        protocol["gym_packages"] = tuple(protocol["gym_packages"])
+        return cls(**{**values, "protocol": Protocol(**protocol)})
+
+
+def differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """
+    :param there: Settings of a result that exists
+    :param asked: Settings asked for now
+    :param prefix: Name of the enclosing setting, ends with a dot
+    :return: One text per setting that differs, names of nested settings joined by dots
+    """
+    found = []
+    for key in sorted({**there, **asked}):
+        old, new = there.get(key, "not set"), asked.get(key, "not set")
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} is {old!r} there, {new!r} asked")
+    return found

@@ -1,0 +1,131 @@
+"""Summaries over tasks and seeds with their uncertainty, by rliable (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)."""
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from rliable import library, metrics
+
+from sb3_attention_ac.compare.randomness import own_randomness
+
+Scores = npt.NDArray[np.float64]
+
+REPETITIONS = 2000
+SUMMARIES: dict[str, Callable[[Scores], float]] = {
+    "IQM": metrics.aggregate_iqm,
+    "median": metrics.aggregate_median,
+    "optimality gap": metrics.aggregate_optimality_gap,
+}
+
+
+def score_matrices(runs: pd.DataFrame, column: str) -> dict[str, Scores]:
+    """
+    :param runs: One row per run: algorithm, environment, seed, and ``column``
+    :param column: Name of the score
+    :return: Scores of each algorithm, seeds x environments. A seed counts if it finished on every environment; algorithms
+        without such a seed are left out
+    """
+    n_envs = runs["environment"].nunique()
+    matrices = {}
+    for algorithm, group in runs.groupby("algorithm", sort=False):
+        wide = group.pivot(index="seed", columns="environment", values=column).dropna()
+        if wide.shape[1] == n_envs and len(wide):
+            matrices[str(algorithm)] = wide.to_numpy(dtype=np.float64)
+    return matrices
+
+
+def interval(scores: Scores | list[Scores], function: Callable[..., Any]) -> tuple[Scores, Scores, Scores]:
+    """
+    :param scores: Seeds x environments (x anything) of one algorithm, or a list of such arrays
+    :param function: Summary of the scores: numbers, as a one-dimensional array
+    :return: The summary and the ends of its 95 % interval by bootstrap over seeds within environments; the ends are NaN where
+        there is one seed, which says nothing about others
+    """
+    with own_randomness(0):  # rliable draws from NumPy's global generator; the same results shall have the same intervals
+        points, intervals = library.get_interval_estimates({"": scores}, function, reps=REPETITIONS)
+    point, (low, high) = np.asarray(points[""]), np.asarray(intervals[""])
+    if min(len(array) for array in ([scores] if isinstance(scores, np.ndarray) else scores)) < 2:
+        low, high = np.full_like(point, np.nan), np.full_like(point, np.nan)
+    return point, low, high
+
+
+def summaries(runs: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :return: One row per algorithm, score (``final`` or ``area``, on the common scale) and summary: value, low, high, seeds
+    """
+
+    def all_summaries(scores: Scores) -> Scores:
+        return np.array([function(scores) for function in SUMMARIES.values()])
+
+    rows = []
+    for column in ("final", "area"):
+        for algorithm, scores in score_matrices(runs, f"{column}_normalised").items():
+            for name, *numbers in zip(SUMMARIES, *interval(scores, all_summaries), strict=True):
+                row = dict(zip(("value", "low", "high"), map(float, numbers), strict=True))
+                rows.append({"algorithm": algorithm, "score": column, "summary": name, **row, "seeds": len(scores)})
+    return pd.DataFrame(rows, columns=["algorithm", "score", "summary", "value", "low", "high", "seeds"])
+
+
+def probability_of_improvement(x: Scores, y: Scores) -> float:
+    """
+    The same as rliable's function of this name, a hundred times as fast, which matters for many pairs.
+
+    :param x: Scores, seeds x environments
+    :param y: Scores of another algorithm on the same environments
+    :return: Probability that a run of x beats a run of y, ties count one half; mean over environments
+    """
+    higher = x[:, None] > y[None, :]
+    equal = x[:, None] == y[None, :]
+    return float(np.mean(higher + 0.5 * equal))
+
+
+def improvements(runs: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :return: One row per ordered pair of algorithms: probability that a run of ``algorithm`` ends higher than one of ``other``
+        on the same environment, with low and high
+    """
+
+    def function(x: Scores, y: Scores) -> Scores:
+        return np.array([probability_of_improvement(x, y)])
+
+    rows = []
+    for (name, x), (other, y) in combinations(score_matrices(runs, "final_normalised").items(), 2):
+        probability, low, high = (float(number[0]) for number in interval([x, y], function))
+        rows.append({"algorithm": name, "other": other, "probability": probability, "low": low, "high": high})
+        rows.append({"algorithm": other, "other": name, "probability": 1 - probability, "low": 1 - high, "high": 1 - low})
+    return pd.DataFrame(rows, columns=["algorithm", "other", "probability", "low", "high"])
+
+
+def per_task(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """
+    :param runs: One row per run: algorithm, environment, seed, and ``column``
+    :param column: Name of a score
+    :return: One row per algorithm and environment: mean over seeds with low and high, number of seeds
+    """
+
+    def mean(scores: Scores) -> Scores:
+        return np.array([metrics.aggregate_mean(scores)])
+
+    rows = []
+    for (algorithm, env), group in runs.groupby(["algorithm", "environment"], sort=False):
+        value, low, high = (float(number[0]) for number in interval(group[column].to_numpy(dtype=np.float64)[:, None], mean))
+        rows.append({"algorithm": algorithm, "environment": env, "mean": value, "low": low, "high": high, "seeds": len(group)})
+    return pd.DataFrame(rows)
+
+
+def aggregate_curves(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param evaluations: See :func:`~sb3_attention_ac.compare.tables.tables`
+    :return: One row per algorithm and point of evaluation: IQM over seeds and environments on the common scale, low, high
+    """
+    rows = []
+    for point, group in evaluations.groupby("point"):
+        for algorithm, scores in score_matrices(group, "score_normalised").items():
+            value, low, high = interval(scores, lambda sample: np.array([metrics.aggregate_iqm(sample)]))
+            rows.append({"algorithm": algorithm, "point": point, "value": value[0], "low": low[0], "high": high[0]})
+    return pd.DataFrame(rows, columns=["algorithm", "point", "value", "low", "high"])

@@ -1,0 +1,120 @@
+"""Tidy tables of results: one row per evaluation, one row per run."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from sb3_attention_ac.compare.scores import Reference, normalise, references_for
+from sb3_attention_ac.compare.storage import Result
+
+
+def evaluation_table(results: Iterable[Result]) -> pd.DataFrame:
+    """
+    :param results: Finished runs, in the order of the report
+    :return: One row per evaluation: algorithm, environment, seed, point, steps, seconds (of training), score (mean return),
+        score_std, episode_length (mean)
+    """
+    return pd.DataFrame(
+        {
+            "algorithm": result.job.variant,
+            "environment": result.job.env,
+            "seed": result.job.seed,
+            "point": evaluation.point,
+            "steps": evaluation.steps,
+            "seconds": evaluation.seconds,
+            "score": float(np.mean(evaluation.returns)),
+            "score_std": float(np.std(evaluation.returns)),
+            "episode_length": float(np.mean(evaluation.lengths)),
+        }
+        for result in results
+        for evaluation in result.evaluations
+    )
+
+
+def run_table(results: Iterable[Result], evaluations: pd.DataFrame, references: Mapping[str, Reference]) -> pd.DataFrame:
+    """
+    :param results: Finished runs, in the order of the report
+    :param evaluations: Their evaluations, see :func:`evaluation_table`
+    :param references: Reference scores by environment
+    :return: One row per run: algorithm, environment, seed, final (score at the end), area (mean height of the learning curve
+        over steps), both also on the common scale, steps, train_seconds, evaluation_seconds, steps_per_second, parameters
+    """
+    curves = {key: group for key, group in evaluations.groupby(["algorithm", "environment", "seed"], sort=False)}
+    rows = []
+    for result in results:
+        curve = curves[result.job.variant, result.job.env, result.job.seed]
+        rows.append(
+            {
+                "algorithm": result.job.variant,
+                "environment": result.job.env,
+                "seed": result.job.seed,
+                "final": curve["score"].iloc[-1],
+                "area": _mean_height(curve),
+                "steps": result.steps,
+                "train_seconds": result.train_seconds,
+                "evaluation_seconds": result.evaluation_seconds,
+                "steps_per_second": result.steps / result.train_seconds,
+                "parameters": result.n_parameters,
+            }
+        )
+    runs = pd.DataFrame(rows)
+    for column in ("final", "area"):
+        runs[f"{column}_normalised"] = normalise(runs[column], runs["environment"], references)
+    return runs
+
+
+def _mean_height(curve: pd.DataFrame) -> float:
+    scores = curve["score"].to_numpy()
+    return float(np.average((scores[1:] + scores[:-1]) / 2, weights=np.diff(curve["steps"])))  # trapezoids
+
+
+def tables(
+    results: Iterable[Result], known: Mapping[str, Reference]
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Reference]]:
+    """
+    :param results: Finished runs, in the order of the report
+    :param known: Reference scores
+    :return: Evaluations (with a column score_normalised), runs, and the reference scores used
+    """
+    results = list(results)
+    evaluations = evaluation_table(results)
+    references = references_for(evaluations, known)
+    evaluations["score_normalised"] = normalise(evaluations["score"], evaluations["environment"], references)
+    return evaluations, run_table(results, evaluations, references), references
+
+
+def on_common_seconds(evaluations: pd.DataFrame, points: int = 50) -> pd.DataFrame:
+    """
+    Learning curves over wall-clock time: every run has its own times of evaluation, so curves are read off at common ones.
+
+    :param evaluations: See :func:`evaluation_table`
+    :param points: Number of common times, from 0 to the end of the shortest run of the algorithm on the environment
+    :return: One row per run and time: algorithm, environment, seed, seconds, score
+    """
+    parts = []
+    for (algorithm, env), group in evaluations.groupby(["algorithm", "environment"], sort=False):
+        times = np.linspace(0, group.groupby("seed")["seconds"].max().min(), points)
+        for seed, curve in group.groupby("seed"):
+            scores = np.interp(times, curve["seconds"], curve["score"])
+            columns = {"algorithm": algorithm, "environment": env, "seed": seed, "seconds": times, "score": scores}
+            parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def at_equal_seconds(evaluations: pd.DataFrame, seconds: float) -> pd.DataFrame:
+    """
+    Scores after the same seconds of training.
+
+    :param evaluations: See :func:`evaluation_table`
+    :param seconds: Seconds of training; 0, or more than some run took: those of the quickest run on the environment
+    :return: One row per run: algorithm, environment, seed, seconds, score
+    """
+    rows = []
+    for env, group in evaluations.groupby("environment", sort=False):
+        shortest = group.groupby(["algorithm", "seed"])["seconds"].max().min()
+        budget = min(seconds or shortest, shortest)
+        for (algorithm, seed), curve in group.groupby(["algorithm", "seed"], sort=False):
+            score = float(np.interp(budget, curve["seconds"], curve["score"]))
+            rows.append({"algorithm": algorithm, "environment": env, "seed": seed, "seconds": budget, "score": score})
+    return pd.DataFrame(rows)

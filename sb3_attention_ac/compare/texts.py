@@ -1,0 +1,167 @@
+"""The tables of a report as text, the same in Markdown and HTML."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sb3_attention_ac.compare.scores import Reference
+from sb3_attention_ac.compare.statistics import per_task
+from sb3_attention_ac.compare.tables import at_equal_seconds
+from sb3_attention_ac.compare.verdict import cost_table
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    :param title: Heading
+    :param note: How to read it
+    :param header: Names of the columns
+    :param rows: Cells
+    :param best: Row and column of the cells to be emphasised
+    """
+
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    def markdown(self) -> str:
+        """
+        :return: The table in Markdown, best values in bold
+        """
+        lines = [
+            f"### {self.title}",
+            "",
+            self.note,
+            "",
+            _line(self.header),
+            _line(["---"] + ["---:"] * (len(self.header) - 1)),
+        ]
+        for number, row in enumerate(self.rows):
+            lines.append(_line([f"**{cell}**" if (number, column) in self.best else cell for column, cell in enumerate(row)]))
+        return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def number(value: float) -> str:
+    """
+    :param value: Any number
+    :return: Four significant digits at most, none after the point from 100 upwards
+    """
+    if pd.isna(value):
+        return MISSING
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def with_interval(row: pd.Series, column: str, digits: int | None = None) -> str:
+    """
+    :param row: Has ``column``, ``low`` and ``high``
+    :param column: Name of the value
+    :param digits: Digits after the point, None for as many as are significant
+    :return: "value [low, high]", or the value alone where there is no interval
+    """
+
+    def text(value: float) -> str:
+        return number(value) if digits is None else f"{value:.{digits}f}"
+
+    return text(row[column]) if pd.isna(row["low"]) else f"{text(row[column])} [{text(row['low'])}, {text(row['high'])}]"
+
+
+def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame) -> Table:
+    """
+    :param summaries: See :func:`~sb3_attention_ac.compare.statistics.summaries`
+    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :return: One row per algorithm: scores over all environments, and cost
+    """
+    wanted = [
+        ("final", "IQM", "final IQM ↑"),
+        ("final", "median", "final median ↑"),
+        ("final", "optimality gap", "optimality gap ↓"),
+    ]
+    wanted += [("area", "IQM", "whole-curve IQM ↑")]
+    cells = summaries.set_index(["algorithm", "score", "summary"])
+    rows, values = [], []
+    for algorithm, cost in cost_table(runs).iterrows():
+        keys = [(str(algorithm), score, summary) for score, summary, _ in wanted]
+        known = [cells.loc[key] if key in cells.index else None for key in keys]
+        texts = [MISSING if row is None else with_interval(row, "value", digits=2) for row in known]
+        values.append([float("nan") if row is None else float(row["value"]) for row in known])
+        costs = [
+            f"{cost['steps_per_second']:,.0f}",
+            f"{cost['minutes']:.2g}",
+            f"{int(cost['parameters']):,}",
+            f"{int(cost['runs'])}",
+        ]
+        rows.append([str(algorithm), *texts, *costs])
+    header = ["algorithm", *(title for *_, title in wanted), "steps/s", "minutes per run", "parameters", "runs"]
+    return Table(
+        "Over all environments",
+        "On the common scale: 0 is a random policy, 1 a good one. IQM: mean of the middle half of all runs. Optimality gap: "
+        "how far runs stay below 1. Whole curve: mean height of the learning curve, so early learning counts. In brackets: "
+        "95 % bootstrap interval over seeds. Time is that of training alone, in the median run.",
+        header,
+        rows,
+        _best(values, [1, 1, -1, 1]),
+    )
+
+
+def _best(values: list[list[float]], signs: list[int]) -> frozenset[tuple[int, int]]:
+    """
+    :param values: Numbers of the cells, without the first column of the table
+    :param signs: 1 where more is better, -1 where less is
+    :return: Row and column of the best in each column, ties included
+    """
+    signed = pd.DataFrame(values) * signs
+    found = signed.eq(signed.max()) if len(values) > 1 else signed.eq(float("nan"))
+    return frozenset(
+        (row, column + 1) for row in range(found.shape[0]) for column in range(found.shape[1]) if found.iat[row, column]
+    )
+
+
+def task_table(runs: pd.DataFrame, column: str, title: str, note: str) -> Table:
+    """
+    :param runs: One row per run: algorithm, environment, seed, and ``column``
+    :param column: Name of a score
+    :param title: Heading
+    :param note: How to read it
+    :return: One row per environment, one column per algorithm
+    """
+    cells = per_task(runs, column).set_index(["environment", "algorithm"])
+    algorithms = list(runs["algorithm"].unique())
+    rows, values = [], []
+    for env in runs["environment"].unique():
+        known = [cells.loc[(env, algorithm)] if (env, algorithm) in cells.index else None for algorithm in algorithms]
+        rows.append([str(env), *(MISSING if row is None else with_interval(row, "mean") for row in known)])
+        values.append([float("nan") if row is None else float(row["mean"]) for row in known])
+    # The best of a row, here
+    best = _best(pd.DataFrame(values).T.to_numpy().tolist(), [1] * len(rows))
+    return Table(title, note, ["environment", *algorithms], rows, frozenset((env - 1, row + 1) for row, env in best))
+
+
+def equal_seconds_table(evaluations: pd.DataFrame, seconds: float) -> Table:
+    """
+    :param evaluations: See :func:`~sb3_attention_ac.compare.tables.evaluation_table`
+    :param seconds: See :func:`~sb3_attention_ac.compare.tables.at_equal_seconds`
+    :return: Scores after the same seconds of training
+    """
+    at = at_equal_seconds(evaluations, seconds)
+    at = at.assign(environment=at["environment"] + " after " + at["seconds"].map(number) + " s")
+    note = "Mean return after the same seconds of training (at most those of the quickest run), read off the learning curves."
+    return task_table(at, "score", "At equal wall-clock time", note)
+
+
+def reference_table(references: Mapping[str, Reference]) -> Table:
+    """
+    :param references: Reference scores used
+    :return: One row per environment
+    """
+    rows = [[env, number(entry.random), number(entry.good), entry.origin] for env, entry in references.items()]
+    note = "What counts as 0 and as 1 on the common scale."
+    return Table("Reference scores", note, ["environment", "random (0)", "good (1)", "origin"], rows)

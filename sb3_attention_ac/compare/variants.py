@@ -1,0 +1,67 @@
+"""Variants of algorithms, read from short YAML files."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_attention_ac.compare.errors import CompareError, unknown_name
+from sb3_attention_ac.compare.names import check_algorithm
+from sb3_attention_ac.compare.settings import Variant
+
+SHIPPED = Path(__file__).parent / "variants"
+
+
+def load_variants(name_or_path: str) -> list[Variant]:
+    """
+    :param name_or_path: Name of a shipped file, e.g. ``"ladder"``, or path of a YAML file
+    :return: Its variants, in the file's order
+    :raises CompareError: If there is no such file or an entry in it is wrong
+    """
+    shipped = {path.stem: path for path in SHIPPED.glob("*.yml")}
+    path = shipped.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise unknown_name("variant file", name_or_path, shipped)
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise CompareError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(entries, dict) or not entries:
+        raise CompareError(f"{path} must map names of variants to their settings, see the documentation of --variants.")
+    return [_variant(str(name), entry, path) for name, entry in entries.items()]
+
+
+def _variant(name: str, entry: Any, path: Path) -> Variant:
+    where = f"The variant {name!r} in {path}"
+    allowed = {"algo", "hyperparams", "source"}
+    if not isinstance(entry, dict) or "algo" not in entry or not isinstance(entry.get("hyperparams") or {}, dict):
+        raise CompareError(f"{where} must have an `algo` and may have a mapping `hyperparams` and a `source`.")
+    for key in entry:
+        if key not in allowed:
+            raise unknown_name(f"key in the variant {name!r} of {path}", str(key), allowed)
+    return Variant(name, entry["algo"], entry.get("hyperparams") or {}, entry.get("source"))
+
+
+def collect_variants(algos: Iterable[str], files: Iterable[str]) -> list[Variant]:
+    """
+    :param algos: Names of algorithms, each a variant without changes
+    :param files: Names or paths for :func:`load_variants`
+    :return: All variants, checked
+    :raises CompareError: If there is none, a name is given twice or cannot name a folder, or an algorithm is not known
+    """
+    variants = [Variant(algo, algo) for algo in algos]
+    variants += [variant for file in files for variant in load_variants(file)]
+    if not variants:
+        raise CompareError("There is nothing to compare; name algorithms (--algos) or a file of variants (--variants).")
+    seen: dict[str, Variant] = {}
+    for variant in variants:
+        check_algorithm(variant.algo)
+        if not re.fullmatch(r"\w[\w.+=-]*", variant.name):
+            raise CompareError(
+                f"The variant name {variant.name!r} cannot name a folder; use letters, digits and any of . _ + = - in it."
+            )
+        if seen.setdefault(variant.name, variant) != variant:
+            raise CompareError(f"Two different variants are called {variant.name!r}; rename one of them.")
+    return list(seen.values())

@@ -1,0 +1,236 @@
+"""Comparison: everything around the runs, with made-up results."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rliable import metrics
+
+from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
+from sb3_attention_ac.compare.randomness import own_randomness
+from sb3_attention_ac.compare.report import write_report
+from sb3_attention_ac.compare.scores import Reference, load_references, references_for
+from sb3_attention_ac.compare.settings import Job, Protocol, differences
+from sb3_attention_ac.compare.statistics import improvements, interval, probability_of_improvement, score_matrices, summaries
+from sb3_attention_ac.compare.storage import Evaluation, Result, read_result, to_text, write_atomically
+from sb3_attention_ac.compare.tables import at_equal_seconds, on_common_seconds, tables
+from sb3_attention_ac.compare.verdict import cost_table, verdict
+
+PROTOCOL = Protocol(steps=100, evaluations=2, episodes=2)
+REFERENCES = {"A": Reference(0, 100, "test"), "B": Reference(-10, 0, "test")}
+
+
+def make_result(variant: str, env: str, seed: int, scores: tuple[float, ...], seconds: float = 1.0) -> Result:
+    evaluations = tuple(
+        Evaluation(point, 50 * point, seconds * point, (score - 1, score + 1), (5, 5)) for point, score in enumerate(scores)
+    )
+    job = Job(variant, "ppo", env, seed, {"policy": "MlpPolicy"}, PROTOCOL)
+    provenance = {"command": "test", "time": "2026-01-01T00:00:00+00:00", "versions": {"python": "3"}, "hardware": {}}
+    return Result(job, evaluations, 100, 2 * seconds, 0.5, 10, {"gamma": "0.99"}, provenance)
+
+
+def make_results(seeds: int = 6) -> list[Result]:
+    return [
+        make_result(variant, env, seed, (low, middle + seed, high + seed), seconds)
+        for seed in range(seeds)
+        for env, low in (("A", 0.0), ("B", -10.0))
+        for variant, middle, high, seconds in (("good", low + 5, low + 9, 2.0), ("poor", low + 1, low + 2, 1.0))
+    ]
+
+
+# ---- storage
+
+
+def test_result_survives_the_disk(tmp_path: Path) -> None:
+    result = make_result("good", "A", 0, (0.0, 1.0, 2.0))
+    write_atomically(tmp_path / "deep" / "result.json", to_text(result))
+    assert read_result(tmp_path / "deep" / "result.json") == result
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "other", "empty", "nan"])
+def test_corrupt_result_is_named(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "result.json"
+    text = to_text(make_result("good", "A", 0, (0.0, 1.0, float("nan") if harm == "nan" else 2.0)))
+    texts = {"cut": text[:-20], "changed": text.replace("99", "98"), "other": "[]", "empty": "", "nan": text}
+    path.write_text(texts[harm])
+    with pytest.raises(CorruptResultError, match=r"result\.json is corrupt"):
+        read_result(path)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_differences_are_named_with_their_path() -> None:
+    there = {"protocol": {"steps": 5, "device": "cpu"}, "hyperparams": {"gamma": 0.9}}
+    asked = {"protocol": {"steps": 6, "device": "cpu"}, "hyperparams": {}}
+    assert differences(there, asked) == [
+        "hyperparams.gamma is 0.9 there, 'not set' asked",
+        "protocol.steps is 5 there, 6 asked",
+    ]
+
+
+@pytest.mark.parametrize("name", ["steps", "evaluations", "episodes"])
+def test_protocol_refuses_numbers_below_one(name: str) -> None:
+    with pytest.raises(CompareError, match=f"{name} is 0, it must be at least 1"):
+        Protocol(**{name: 0})
+
+
+def test_own_randomness_leaves_no_trace() -> None:
+    np.random.seed(3)
+    expected = np.random.rand(2)
+    np.random.seed(3)
+    first = np.random.rand()
+    with own_randomness(7):
+        np.random.rand(100)
+    assert [first, np.random.rand()] == list(expected)
+
+
+# ---- scores and statistics
+
+
+def test_shipped_references_are_complete() -> None:
+    references = load_references()
+    assert references["CartPole-v1"].good == 500
+    assert all(entry.good > entry.random for entry in references.values())
+
+
+def test_own_references_go_first(tmp_path: Path) -> None:
+    path = tmp_path / "own.yml"
+    path.write_text("CartPole-v1: {random: 1, good: 2}\n")
+    assert load_references(path)["CartPole-v1"].good == 2
+    path.write_text("CartPole-v1: {random: 1}\n")
+    with pytest.raises(CompareError, match=r"own\.yml must map environments"):
+        load_references(path)
+
+
+def test_scores_without_references_use_the_range_seen() -> None:
+    evaluations, runs, references = tables(make_results(), {"A": REFERENCES["A"]})
+    assert references["A"] == REFERENCES["A"]
+    assert (references["B"].random, references["B"].good) == (-10, 4)
+    assert references["B"].origin == "lowest and highest score in this comparison"
+    b = runs[runs["environment"] == "B"]
+    assert b["final_normalised"].max() == 1
+    assert references_for(evaluations.assign(score=3.0), {})["A"].random == 3
+
+
+def test_area_is_the_mean_height_of_the_curve() -> None:
+    _, runs, _ = tables([make_result("good", "A", 0, (0.0, 10.0, 30.0))], REFERENCES)
+    assert runs["area"].item() == pytest.approx((5 + 20) / 2)
+    assert runs["area_normalised"].item() == pytest.approx(0.125)
+    assert runs["final"].item() == 30
+
+
+def test_probability_of_improvement_is_that_of_rliable() -> None:
+    generator = np.random.default_rng(0)
+    x, y = (generator.integers(0, 5, size=(size, 3)).astype(float) for size in (6, 8))
+    assert probability_of_improvement(x, y) == pytest.approx(metrics.probability_of_improvement(x, y))
+
+
+def test_intervals_are_the_same_each_time_and_cover_the_value() -> None:
+    scores = np.random.default_rng(0).normal(size=(8, 3))
+
+    def mean(sample: np.ndarray) -> np.ndarray:
+        return np.array([sample.mean()])
+
+    first, second = interval(scores, mean), interval(scores, mean)
+    assert first == second
+    value, low, high = first
+    assert low < value < high
+    # The interval is for the mean of 24 numbers of standard deviation 1
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(24), rel=0.35)
+
+
+def test_one_seed_has_no_interval() -> None:
+    _, runs, _ = tables(make_results(seeds=1), REFERENCES)
+    assert summaries(runs)[["low", "high"]].isna().all(axis=None)
+    assert improvements(runs)[["low", "high"]].isna().all(axis=None)
+    costs = cost_table(runs)
+    assert "one seed says nothing" in verdict(summaries(runs), improvements(runs), costs)[-1]
+
+
+def test_summaries_use_seeds_that_finished_everywhere() -> None:
+    results = [result for result in make_results() if (result.job.variant, result.job.env, result.job.seed) != ("good", "B", 2)]
+    _, runs, _ = tables(results, REFERENCES)
+    matrices = score_matrices(runs, "final")
+    assert matrices["good"].shape == (5, 2)
+    assert matrices["poor"].shape == (6, 2)
+
+
+def test_verdict_names_winner_margin_certainty_and_cost() -> None:
+    _, runs, _ = tables(make_results(), REFERENCES)
+    sentences = verdict(summaries(runs), improvements(runs), cost_table(runs))
+    assert sentences[0] == "good wins."
+    assert "good 0.52" in sentences[1] and "poor" in sentences[1]
+    assert "beats one of poor with probability 1.00 [1.00, 1.00]" in sentences[2]
+    assert "2 times that of poor" in sentences[3]
+
+
+def test_verdict_claims_nothing_it_cannot() -> None:
+    results = [make_result(name, "A", seed, (0.0, 1.0, 10.0 + seed % 3)) for name in ("one", "two") for seed in range(3)]
+    _, runs, _ = tables(results, REFERENCES)
+    sentences = verdict(summaries(runs), improvements(runs), cost_table(runs))
+    assert sentences[0].startswith("No clear winner: ")
+    assert sentences[-1] == "Caution: with 3 seeds intervals come out too narrow; take at least 5."
+
+
+def test_curves_over_seconds_end_with_the_quickest_seed() -> None:
+    results = [make_result("good", "A", seed, (0.0, 1.0, 2.0), seconds=seed + 1.0) for seed in range(2)]
+    evaluations, _, _ = tables(results, REFERENCES)
+    common = on_common_seconds(evaluations, points=3)
+    assert common.groupby("seed")["seconds"].max().tolist() == [2, 2]
+    assert common.groupby("seed")["score"].max().tolist() == [2, 1]
+    assert at_equal_seconds(evaluations, 0)["score"].tolist() == [2, 1]
+    assert at_equal_seconds(evaluations, 1.0)["score"].tolist() == [1, 0.5]
+    assert at_equal_seconds(evaluations, 99.0)["seconds"].tolist() == [2, 2]
+
+
+# ---- report
+
+
+def test_report_holds_everything(tmp_path: Path) -> None:
+    comparison = write_report(make_results(), ("poor on A, seed 9: <killed>",), REFERENCES, tmp_path, seconds=0.0)
+    page = comparison.report.read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert "http" not in page.replace("http-equiv", "")  # needs nothing from elsewhere
+    assert "good wins." in page
+    assert "poor on A, seed 9: &lt;killed&gt;" in page
+    assert "At equal wall-clock time" in page
+    table = (tmp_path / "table.md").read_text()
+    assert "| good | **0.52" in table
+    runs = pd.read_csv(tmp_path / "runs.csv")
+    assert len(runs) == 24 and not runs.isna().any(axis=None)
+    assert sorted(path.suffix for path in (tmp_path / "figures").iterdir()) == [".pdf"] * 5 + [".png"] * 5
+
+
+def test_report_of_one_algorithm_and_unfinished_ones(tmp_path: Path) -> None:
+    alone = write_report([make_result("good", "A", 0, (0.0, 1.0, 2.0))], (), REFERENCES, tmp_path / "alone", None)
+    assert "there is nothing to compare it with" in alone.report.read_text()
+    disjoint = [make_result("one", "A", 0, (0.0, 1.0, 2.0)), make_result("two", "B", 0, (0.0, 1.0, 2.0))]
+    unfinished = write_report(disjoint, (), REFERENCES, tmp_path / "unfinished", None)
+    assert "no summary over environments yet" in unfinished.report.read_text()
+    assert "summaries use the 0 of 1 seeds of one" in unfinished.report.read_text()
+
+
+def test_tables_are_tidy(tmp_path: Path) -> None:
+    write_report(make_results(), (), REFERENCES, tmp_path, None)
+    evaluations = pd.read_csv(tmp_path / "evaluations.csv")
+    assert len(evaluations) == 2 * 2 * 6 * 3
+    keys = ["algorithm", "environment", "seed", "point"]
+    assert not evaluations.duplicated(keys).any()
+    assert json.loads(evaluations[keys].head(1).to_json(orient="records")) == [
+        {"algorithm": "good", "environment": "A", "seed": 0, "point": 0}
+    ]
