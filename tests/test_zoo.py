@@ -1,0 +1,305 @@
+"""Integration with the installed RL Zoo."""
+
+import argparse
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import optuna
+import pytest
+import yaml
+from rl_zoo3 import enjoy, exp_manager, hyperparams_opt, utils
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.plots import plot_train
+from rl_zoo3.train import train
+
+import sb3_attention_ac.train
+from sb3_attention_ac import AttentionActorCritic, zoo
+
+ROOT = Path(__file__).parents[1]
+HYPERPARAMS: dict[str, dict[str, Any]] = yaml.safe_load(zoo.hyperparams_path().read_text())
+# Packages whose environments are listed but which not everybody has
+PACKAGES = {"Bullet": "pybullet_envs_gymnasium", "MiniGrid": "minigrid", "popgym": "popgym"}
+SHORT = ["--env", "CartPole-v1", "-n", "64", "-params", "n_envs:2", "n_steps:16", "batch_size:16", "n_epochs:1"]
+
+
+@pytest.fixture(autouse=True)
+def registered(tmp_path, monkeypatch):
+    """Works without the start-up hook too, writes logs into a temporary folder."""
+    zoo.register()
+    monkeypatch.chdir(tmp_path)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, script: Callable[[], None], *arguments: str) -> None:
+    """Call a script of RL Zoo in this process: starting an interpreter takes longer than what it does here."""
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    script()
+
+
+def manager(*args: Any, **kwargs: Any) -> ExperimentManager:
+    return ExperimentManager(argparse.Namespace(), *args, **kwargs)
+
+
+def package_of(env_id: str) -> str | None:
+    return next((package for part, package in PACKAGES.items() if part in env_id), None)
+
+
+def import_environments(env_id: str) -> None:
+    """Import the package of an environment, skip the test where it is not installed."""
+    package = package_of(env_id)
+    if package is not None:
+        pytest.importorskip(package)
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+
+
+def test_register():
+    assert utils.ALGOS["aac"] is exp_manager.ALGOS["aac"] is AttentionActorCritic
+    assert hyperparams_opt.HYPERPARAMS_SAMPLER["aac"] is zoo.sample_aac_params
+    assert hyperparams_opt.HYPERPARAMS_CONVERTER["aac"] is zoo.convert_aac_params
+
+
+def test_register_is_idempotent():
+    init = ExperimentManager.__init__
+    zoo.register()
+    assert ExperimentManager.__init__ is init
+
+
+def test_entries_of_rl_zoo_have_precedence():
+    module: Any = ModuleType("rl_zoo3.any")
+    module.ALGOS, module.HYPERPARAMS_SAMPLER, module.HYPERPARAMS_CONVERTER = ({"aac": "theirs"} for _ in range(3))
+    zoo.on_import("rl_zoo3.utils", module)
+    zoo.on_import("rl_zoo3.hyperparams_opt", module)
+    assert {*module.ALGOS.values(), *module.HYPERPARAMS_SAMPLER.values(), *module.HYPERPARAMS_CONVERTER.values()} == {"theirs"}
+
+
+# --- hyperparameter file ----------------------------------------------------------------------------------------------
+
+
+def test_default_file():
+    assert manager("aac", "CartPole-v1", "logs").config == str(zoo.hyperparams_path())
+    assert manager(algo="aac", env_id="CartPole-v1", log_folder="logs", config=None).config == str(zoo.hyperparams_path())
+
+
+def test_explicit_file_has_precedence():
+    assert manager("aac", "CartPole-v1", "logs", config="my.yml").config == "my.yml"
+    # The same, positionally
+    parameters = list(inspect.signature(ExperimentManager).parameters.values())[4:]
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    assert manager("aac", "CartPole-v1", "logs", *(defaults | {"config": "my.yml"}).values()).config == "my.yml"
+    assert manager("ppo", "CartPole-v1", "logs").config.endswith("ppo.yml")
+
+
+def test_subclass_of_the_manager():
+    class Subclass(ExperimentManager):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.extended = True
+
+    subclass = Subclass(argparse.Namespace(), "aac", "CartPole-v1", "logs")
+    assert subclass.extended and subclass.config == str(zoo.hyperparams_path())
+
+
+@pytest.mark.parametrize("folder", ["rl_zoo3/hyperparams", "hyperparams"], ids=["package", "checkout"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_file_in_rl_zoo_has_precedence(tmp_path, folder, exists):
+    theirs = tmp_path / folder / "aac.yml"
+
+    class Manager:
+        def __init__(self, algo: str, config: str | None = None):
+            self.algo = algo
+            self.config = config or str(theirs)
+
+    if exists:
+        theirs.parent.mkdir(parents=True)
+        theirs.touch()
+    module: Any = ModuleType("rl_zoo3.exp_manager")
+    module.ExperimentManager, module.__file__ = Manager, str(tmp_path / "rl_zoo3" / "exp_manager.py")
+    zoo.on_import("rl_zoo3.exp_manager", module)
+    assert Manager("aac").config == str(theirs if exists else zoo.hyperparams_path())
+    assert Manager("aac", "my.yml").config == Manager("ppo", "my.yml").config == "my.yml"
+    assert Manager("ppo").config == str(theirs)
+
+
+def test_every_listed_environment_exists():
+    for package in filter(find_spec, PACKAGES.values()):
+        __import__(package)
+    unknown = [env_id for env_id in HYPERPARAMS if env_id not in gym.registry and env_id not in ("default", "atari")]
+    assert [env_id for env_id in unknown if find_spec(package_of(env_id) or "gymnasium")] == []
+
+
+def test_every_zoo_environment_without_velocities_is_listed():
+    assert {env_id for env_id in gym.registry if "NoVel-" in env_id} == {
+        env_id for env_id in HYPERPARAMS if "NoVel-" in env_id
+    }
+
+
+@pytest.mark.parametrize("env_id", HYPERPARAMS)
+def test_section_parses(env_id):
+    # The identifier only has to be one that gymnasium knows
+    experiment = manager("aac", "CartPole-v1", "logs", verbose=0)
+    hyperparams = experiment._preprocess_hyperparams(dict(HYPERPARAMS[env_id]))[0]
+    assert experiment.n_timesteps > 0
+    policy_kwargs = hyperparams.get("policy_kwargs", {})
+    assert isinstance(policy_kwargs, dict)
+    images = "atari" in env_id or "CarRacing" in env_id
+    assert hyperparams["policy"] == ("CnnPolicy" if images else "MlpPolicy")
+    needs_memory = any(word in env_id for word in ["NoVel", "popgym", "Memory"])
+    assert policy_kwargs.get("memory_actor", False) == needs_memory
+
+
+def test_every_section_has_its_state():
+    """What is in the file is either measured or said not to be."""
+    lines = zoo.hyperparams_path().read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"\S+:", line):
+            assert re.search("# (TO BE TUNED|Tuned)", line + lines[number - 1]), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [env_id for env_id in HYPERPARAMS if env_id not in ("default", "atari")])
+def test_section_constructs(env_id):
+    import_environments(env_id)
+    experiment = manager("aac", env_id, "logs", verbose=0, eval_freq=-1, device="cpu")
+    model, _ = experiment.setup_experiment()
+    assert isinstance(model, AttentionActorCritic)
+    assert model.policy.memory_actor == ("memory_actor" in HYPERPARAMS[env_id].get("policy_kwargs", ""))
+    model.env.close()
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+def trials(n: int) -> list[tuple[optuna.Trial, dict[str, Any]]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    asked = [study.ask() for _ in range(n)]
+    return [(trial, zoo.sample_aac_params(trial, n_actions=1, n_envs=2, additional_args={})) for trial in asked]
+
+
+# The rollout of a single environment is smaller than some of the sampled minibatches
+@pytest.mark.filterwarnings("ignore:batch_size")
+def test_samples_are_valid_arguments():
+    for _, hyperparams in trials(8):
+        model = AttentionActorCritic("MlpPolicy", "CartPole-v1", **hyperparams, device="cpu")
+        assert model.policy.context_length == hyperparams["policy_kwargs"]["context_length"]
+
+
+def test_converter_gives_what_was_sampled():
+    for trial, hyperparams in trials(20):
+        params = dict(trial.params)
+        assert zoo.convert_aac_params(params) == hyperparams
+        assert params == trial.params
+
+
+def test_converter_values():
+    params = trials(1)[0][0].params
+    params |= dict(
+        n_steps_pow=6, one_minus_gamma=0.25, context_length_pow=4, memory="shared", net_arch="tiny", aux_loss="none"
+    )
+    hyperparams = zoo.convert_aac_params(params)
+    assert (hyperparams["n_steps"], hyperparams["gamma"], hyperparams["aux_loss"]) == (64, 0.75, None)
+    policy_kwargs = hyperparams["policy_kwargs"]
+    assert policy_kwargs["context_length"] == 16 and policy_kwargs["net_arch"] == dict(pi=[64], vf=[64])
+    assert policy_kwargs["memory_actor"] and policy_kwargs["share_encoder"]
+
+
+# --- the scripts of RL Zoo --------------------------------------------------------------------------------------------
+
+
+def test_train_and_enjoy(monkeypatch, capsys):
+    # CartPole without velocities: memory, and normalized observations
+    arguments = ["--algo", "aac", *SHORT, "--env", "CartPoleNoVel-v1", "--eval-freq", "32", "--eval-episodes", "1"]
+    call(monkeypatch, sb3_attention_ac.train.main, *arguments)
+    run = Path("logs/aac/CartPoleNoVel-v1_1")
+    assert {"CartPoleNoVel-v1.zip", "best_model.zip", "evaluations.npz"} <= {path.name for path in run.iterdir()}
+    assert f"Loading hyperparameters from: {zoo.hyperparams_path()}" in capsys.readouterr().out
+
+    call(monkeypatch, enjoy.enjoy, "--algo", "aac", "--env", "CartPoleNoVel-v1", "-f", "logs", "-n", "200", "--no-render")
+    assert "Mean reward" in capsys.readouterr().out
+
+    call(monkeypatch, plot_train, "-a", "aac", "-e", "CartPoleNoVel", "-f", "logs", "-w", "1")
+
+    # Training goes on
+    call(monkeypatch, train, *arguments, "-i", str(run / "CartPoleNoVel-v1.zip"))
+    assert "Loading pretrained agent" in capsys.readouterr().out
+
+
+def test_other_algorithms_are_unchanged(monkeypatch, capsys):
+    call(monkeypatch, train, "--algo", "ppo", *SHORT, "--eval-freq", "-1")
+    assert "rl_zoo3/hyperparams/ppo.yml" in capsys.readouterr().out.replace("\\", "/")
+
+
+def test_conf_file(monkeypatch, capsys):
+    Path("my.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 32, gamma: 0.75}")
+    call(monkeypatch, train, "--algo", "aac", *SHORT, "--eval-freq", "-1", "--conf-file", "my.yml")
+    output = capsys.readouterr().out
+    assert "Loading hyperparameters from: my.yml" in output and "0.75" in output
+
+
+@pytest.mark.slow
+def test_unlisted_environment(monkeypatch, capsys):
+    assert "FrozenLake-v1" not in HYPERPARAMS
+    call(monkeypatch, train, "--algo", "aac", *SHORT, "--env", "FrozenLake-v1", "--eval-freq", "-1")
+    assert "Using 'default' hyperparameters" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_optimize_and_trial_id(monkeypatch, capsys):
+    study = ["--storage", "sqlite:///study.db", "--study-name", "study"]
+    arguments = ["--algo", "aac", "--env", "CartPole-v1", "-n", "64", "--eval-episodes", "1", *study]
+    options = ["-optimize", "--n-trials", "2", "--n-jobs", "2", "--n-evaluations", "1", "--no-optim-plots"]
+    call(monkeypatch, train, *arguments, *options)
+    assert "Number of finished trials:  2" in capsys.readouterr().out
+    assert len(list(Path("logs/aac").glob("report_*.csv"))) == 1
+
+    call(monkeypatch, train, *arguments, "--trial-id", "1", "--eval-freq", "-1")
+    output = capsys.readouterr().out
+    assert "Loading from Optuna study" in output and "context_length" in output
+
+
+def run(*command: str) -> str:
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout + process.stderr
+
+
+@pytest.mark.slow
+def test_literal_commands():
+    train_output = run(sys.executable, "-m", "rl_zoo3.train", "--algo", "aac", *SHORT, "--vec-env", "subproc")
+    assert "Saving to logs/aac/CartPole-v1_1" in train_output
+    assert "RuntimeWarning" not in train_output
+    assert "Saving to logs/aac/CartPole-v1_2" in run(
+        str(Path(sys.executable).with_name("rl_zoo3")), "train", "--algo", "aac", *SHORT, "--vec-env", "subproc"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["load_from_hub", "record_training"])
+def test_scripts_that_need_a_network_or_a_display(script):
+    output = run(sys.executable, "-m", f"rl_zoo3.{script}", "--help")
+    assert re.search(r"\baac\b", output)
+
+
+@pytest.mark.slow
+def test_record_video(monkeypatch):
+    pytest.importorskip("moviepy")
+    call(monkeypatch, train, "--algo", "aac", *SHORT, "--eval-freq", "-1")
+    run(sys.executable, "-m", "rl_zoo3.record_video", "--algo", "aac", "--env", "CartPole-v1", "-f", "logs", "-n", "20")
+    assert len(list(Path("logs").rglob("*.mp4"))) == 1
+
+
+@pytest.mark.slow
+def test_plot_training_example():
+    run(sys.executable, "-m", "rl_zoo3.train", "--algo", "aac", *SHORT, "--env", "CartPoleNoVel-v1", "--eval-freq", "32")
+    script = str(ROOT / "examples" / "plot_training.py")
+    output = run(sys.executable, script, "--env", "CartPoleNoVel-v1", "-n", "2")
+    assert re.search(r"Mean reward: \d+\.\d+ \+/- \d+\.\d+ \(2 episodes, deterministic\)", output)
+    assert Path("logs/aac/CartPoleNoVel-v1.png").is_file()
