@@ -3,18 +3,19 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 COLUMNS = 3  # panels side by side
 PANEL = (4.2, 3.0)  # inches
+Colour = tuple[float, float, float]
 
 
-def palette(algorithms: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+def palette(algorithms: Sequence[str]) -> dict[str, Colour]:
     """
     :param algorithms: Names in the order of the report
     :return: A colour for each, the same in every picture; distinct for colour-blind readers up to ten
@@ -34,42 +35,33 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _legend_above(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False)
+def _legend_above(figure: Figure, colours: dict[str, Colour]) -> None:
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)
 
 
-def learning_curves(evaluations: pd.DataFrame, against: str) -> Figure:
+def _draw_curve(axis: Axes, curve: pd.DataFrame, against: str, value: str, label: str, colour: Colour) -> None:
+    axis.plot(curve[against], curve[value], label=label, color=colour)
+    if curve["low"].notna().all():
+        axis.fill_between(curve[against], curve["low"], curve["high"], alpha=0.2, color=colour, lw=0)
+
+
+def learning_curves(curves: pd.DataFrame, against: str) -> Figure:
     """
-    :param evaluations: One row per run and evaluation: algorithm, environment, seed, score, and ``against``
+    :param curves: See :func:`~sb3_attention_ac.compare.statistics.mean_curves`
     :param against: ``"steps"`` or ``"seconds"`` of training
-    :return: One panel per environment: mean over seeds with the 95 % bootstrap interval, which needs two seeds
+    :return: One panel per environment: mean over seeds with its interval
     """
-    environments = evaluations["environment"].unique()
-    colours = palette(list(evaluations["algorithm"].unique()))
+    environments = curves["environment"].unique()
+    colours = palette(list(curves["algorithm"].unique()))
     figure, axes = _panels(len(environments))
     for axis, env in zip(axes, environments, strict=True):
-        part = evaluations[evaluations["environment"] == env]
-        sns.lineplot(
-            part, x=against, y="score", hue="algorithm", style="algorithm", dashes=False, markers=against == "steps",
-            palette=colours, hue_order=list(colours), style_order=list(colours), ax=axis, seed=0, legend=axis is axes[0],
-        )  # fmt: skip
+        for algorithm, curve in curves[curves["environment"] == env].groupby("algorithm", sort=False):
+            _draw_curve(axis, curve, against, "mean", str(algorithm), colours[str(algorithm)])
         axis.set(title=env, xlabel=f"{against} of training", ylabel="mean return")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    legend = axes[0].get_legend()
-    if legend is not None:
-        legend.remove()
-    _legend_above(figure, axes[0])
+    _legend_above(figure, colours)
     return figure
-
-
-def common_points(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """
-    :param evaluations: One row per run and evaluation, with columns ``point`` and ``steps``
-    :return: The same with the steps of each point made equal within an algorithm and environment, so that seeds average
-    """
-    steps = evaluations.groupby(["algorithm", "environment", "point"])["steps"].transform("mean")
-    return evaluations.assign(steps=steps)
 
 
 def summary_intervals(summaries: pd.DataFrame) -> Figure:
@@ -138,16 +130,11 @@ def aggregate_curves(curves: pd.DataFrame, steps: int) -> Figure:
     :return: IQM over all environments against steps
     """
     colours = palette(list(curves["algorithm"].unique()))
-    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
-    axis = figure.add_subplot()
-    for algorithm, group in curves.groupby("algorithm", sort=False):
-        x = group["point"] / curves["point"].max() * steps
-        axis.plot(x, group["value"], label=algorithm, color=colours[str(algorithm)])
-        if np.isfinite(group["low"]).all():
-            axis.fill_between(x, group["low"], group["high"], alpha=0.2, color=colours[str(algorithm)], lw=0)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    figure, (axis,) = _panels(1)
+    for algorithm, curve in curves.groupby("algorithm", sort=False):
+        curve = curve.assign(steps=curve["point"] / curves["point"].max() * steps)
+        _draw_curve(axis, curve, "steps", "value", str(algorithm), colours[str(algorithm)])
     axis.set(xlabel="steps of training", ylabel="IQM on the common scale")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _legend_above(figure, axis)
+    _legend_above(figure, colours)
     return figure

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sb3_attention_ac.compare import figures
 from sb3_attention_ac.compare.comparison import Comparison
 from sb3_attention_ac.compare.scores import Reference
-from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, score_matrices, summaries
+from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, mean_curves, score_matrices, summaries
 from sb3_attention_ac.compare.storage import Result, write_atomically
 from sb3_attention_ac.compare.tables import on_common_seconds, tables
 from sb3_attention_ac.compare.texts import Table, equal_seconds_table, reference_table, summary_table, task_table
@@ -81,14 +81,14 @@ def _gaps(runs: pd.DataFrame) -> list[str]:
 
 
 def _draw(evaluations: pd.DataFrame, overall: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Figure]:
-    drawn = {"curves_steps": figures.learning_curves(figures.common_points(evaluations), "steps")}
+    drawn = {"curves_steps": figures.learning_curves(mean_curves(evaluations, "steps"), "steps")}
     if len(overall):
         drawn["intervals"] = figures.summary_intervals(overall)
     if len(pairs):
         drawn["improvement"] = figures.improvement_matrix(pairs)
     if evaluations["environment"].nunique() > 1 and len(overall):
         drawn["curves_all"] = figures.aggregate_curves(aggregate_curves(evaluations), int(evaluations["steps"].max()))
-    drawn["curves_seconds"] = figures.learning_curves(on_common_seconds(evaluations), "seconds")
+    drawn["curves_seconds"] = figures.learning_curves(mean_curves(on_common_seconds(evaluations), "seconds"), "seconds")
     return drawn
 
 

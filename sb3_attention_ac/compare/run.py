@@ -16,6 +16,12 @@ from sb3_attention_ac.compare.settings import Job
 from sb3_attention_ac.compare.storage import RESULT_FILE, Result, to_text, write_atomically
 
 
+def warm_up() -> None:
+    """Import what is imported late otherwise, once for all runs instead of once in each."""
+    register_environments()
+    th.optim.Adam([th.zeros(1, requires_grad=True)])  # PyTorch imports its compiler for the first optimizer
+
+
 def run(job: Job, out: Path, command: str) -> Result:
     """
     Train and evaluate, and write the result into the folder of the run.

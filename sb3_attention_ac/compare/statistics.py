@@ -14,8 +14,23 @@ from sb3_attention_ac.compare.randomness import own_randomness
 Scores = npt.NDArray[np.float64]
 
 REPETITIONS = 2000
-SUMMARIES: dict[str, Callable[[Scores], float]] = {
-    "IQM": metrics.aggregate_iqm,
+
+
+def iqm(scores: Scores) -> Scores:
+    """
+    The same as rliable's ``aggregate_iqm``, ten times as fast, which matters for the bootstrap.
+
+    :param scores: Seeds x environments x anything
+    :return: Mean of the middle half over seeds and environments, of the shape of anything
+    """
+    ordered = np.sort(scores.reshape(-1, *scores.shape[2:]), axis=0)
+    cut = len(ordered) // 4
+    middle: Scores = ordered[cut : len(ordered) - cut].mean(axis=0)
+    return middle
+
+
+SUMMARIES: dict[str, Callable[[Scores], Scores]] = {
+    "IQM": iqm,
     "median": metrics.aggregate_median,
     "optimality gap": metrics.aggregate_optimality_gap,
 }
@@ -101,21 +116,45 @@ def improvements(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["algorithm", "other", "probability", "low", "high"])
 
 
+def mean_interval(scores: Scores) -> tuple[Scores, Scores, Scores]:
+    """
+    :param scores: Seeds x anything
+    :return: Mean over seeds and the ends of its 95 % bootstrap interval, each of the shape of anything; the ends are NaN where
+        there is one seed
+    """
+    mean = scores.mean(axis=0)
+    if len(scores) < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    draws = np.random.default_rng(0).integers(len(scores), size=(REPETITIONS, len(scores)))
+    low, high = np.percentile(scores[draws].mean(axis=1), [2.5, 97.5], axis=0)
+    return mean, low, high
+
+
 def per_task(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     :param runs: One row per run: algorithm, environment, seed, and ``column``
     :param column: Name of a score
     :return: One row per algorithm and environment: mean over seeds with low and high, number of seeds
     """
-
-    def mean(scores: Scores) -> Scores:
-        return np.array([metrics.aggregate_mean(scores)])
-
     rows = []
     for (algorithm, env), group in runs.groupby(["algorithm", "environment"], sort=False):
-        value, low, high = (float(number[0]) for number in interval(group[column].to_numpy(dtype=np.float64)[:, None], mean))
-        rows.append({"algorithm": algorithm, "environment": env, "mean": value, "low": low, "high": high, "seeds": len(group)})
+        mean, low, high = mean_interval(group[column].to_numpy(dtype=np.float64))
+        rows.append({"algorithm": algorithm, "environment": env, "mean": mean, "low": low, "high": high, "seeds": len(group)})
     return pd.DataFrame(rows)
+
+
+def mean_curves(evaluations: pd.DataFrame, against: str) -> pd.DataFrame:
+    """
+    :param evaluations: One row per run and point: algorithm, environment, seed, point, score, and ``against``
+    :param against: ``"steps"`` or ``"seconds"`` of training
+    :return: One row per algorithm, environment and point: ``against`` (mean over seeds), mean, low, high
+    """
+    parts = []
+    for (algorithm, env), group in evaluations.groupby(["algorithm", "environment"], sort=False):
+        mean, low, high = mean_interval(group.pivot(index="seed", columns="point", values="score").to_numpy(dtype=np.float64))
+        columns = {against: group.groupby("point")[against].mean(), "mean": mean, "low": low, "high": high}
+        parts.append(pd.DataFrame(columns).assign(algorithm=algorithm, environment=env))
+    return pd.concat(parts, ignore_index=True)
 
 
 def aggregate_curves(evaluations: pd.DataFrame) -> pd.DataFrame:
@@ -123,9 +162,10 @@ def aggregate_curves(evaluations: pd.DataFrame) -> pd.DataFrame:
     :param evaluations: See :func:`~sb3_attention_ac.compare.tables.tables`
     :return: One row per algorithm and point of evaluation: IQM over seeds and environments on the common scale, low, high
     """
-    rows = []
-    for point, group in evaluations.groupby("point"):
-        for algorithm, scores in score_matrices(group, "score_normalised").items():
-            value, low, high = interval(scores, lambda sample: np.array([metrics.aggregate_iqm(sample)]))
-            rows.append({"algorithm": algorithm, "point": point, "value": value[0], "low": low[0], "high": high[0]})
-    return pd.DataFrame(rows, columns=["algorithm", "point", "value", "low", "high"])
+    matrices = [score_matrices(group, "score_normalised") for _, group in evaluations.groupby("point")]
+    parts = [pd.DataFrame(columns=["algorithm", "point", "value", "low", "high"])]
+    for algorithm in matrices[0]:
+        value, low, high = interval(np.stack([matrix[algorithm] for matrix in matrices], axis=-1), iqm)
+        columns = {"algorithm": algorithm, "point": range(len(value)), "value": value, "low": low, "high": high}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts[1:] or parts, ignore_index=True)

@@ -90,15 +90,15 @@ def on_common_seconds(evaluations: pd.DataFrame, points: int = 50) -> pd.DataFra
 
     :param evaluations: See :func:`evaluation_table`
     :param points: Number of common times, from 0 to the end of the shortest run of the algorithm on the environment
-    :return: One row per run and time: algorithm, environment, seed, seconds, score
+    :return: One row per run and time: algorithm, environment, seed, point (number of the time), seconds, score
     """
     parts = []
     for (algorithm, env), group in evaluations.groupby(["algorithm", "environment"], sort=False):
         times = np.linspace(0, group.groupby("seed")["seconds"].max().min(), points)
         for seed, curve in group.groupby("seed"):
             scores = np.interp(times, curve["seconds"], curve["score"])
-            columns = {"algorithm": algorithm, "environment": env, "seed": seed, "seconds": times, "score": scores}
-            parts.append(pd.DataFrame(columns))
+            columns = {"point": range(points), "seconds": times, "score": scores}
+            parts.append(pd.DataFrame(columns).assign(algorithm=algorithm, environment=env, seed=seed))
     return pd.concat(parts, ignore_index=True)
 
 

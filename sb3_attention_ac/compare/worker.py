@@ -25,8 +25,9 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no reply
     # RL Zoo takes Ctrl-C for "training is over": the result would pass for a finished one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import sb3_attention_ac.compare.run  # noqa: F401
+    from sb3_attention_ac.compare.run import warm_up
 
+    warm_up()
     while line := _read_line():
         code = _run_in_copy(line) if FORKS else _run(line)
         print(code, file=replies)
