@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import joblib
 from tqdm import tqdm
@@ -51,7 +52,7 @@ def read_finished(jobs: Iterable[Job], out: Path, rerun_corrupt: bool = False) -
     :return: The results which are there, by the folder of their run
     :raises CompareError: If the folder has results of other settings (says which differ) or corrupt ones
     """
-    asked = {job.folder: job.to_dict() for job in jobs}
+    asked = {job.folder: job.identity() for job in jobs}
     protocol = next(iter(asked.values()))["protocol"]
     finished, corrupt, others = {}, [], []
     for path in sorted(out.glob(f"runs/*/*/*/{RESULT_FILE}")):
@@ -61,7 +62,7 @@ def read_finished(jobs: Iterable[Job], out: Path, rerun_corrupt: bool = False) -
         except CorruptResultError as error:
             corrupt += [str(error)] if folder in asked else []
             continue
-        there = result.job.to_dict()
+        there = result.job.identity()
         # Runs which are not asked for may stay beside, as long as they went by the same protocol
         others += differences(there, asked.get(folder, {**there, "protocol": protocol}))
         if folder in asked:
@@ -76,7 +77,9 @@ def read_finished(jobs: Iterable[Job], out: Path, rerun_corrupt: bool = False) -
     return finished
 
 
-def execute(jobs: Sequence[Job], out: Path, command: str, n_jobs: int, backend: str, done: int = 0) -> list[Outcome]:
+def execute(
+    jobs: Sequence[Job], out: Path, command: str, n_jobs: int, backend: dict[str, Any], done: int = 0
+) -> list[Outcome]:
     """
     Do the runs which are not there yet.
 
@@ -84,13 +87,13 @@ def execute(jobs: Sequence[Job], out: Path, command: str, n_jobs: int, backend: 
     :param out: Folder of the comparison
     :param command: Command line of the comparison, kept beside each result
     :param n_jobs: Runs at the same time, -1 for as many as there are processors
-    :param backend: Backend of joblib
+    :param backend: Settings of joblib's backend, see :func:`~sb3_attention_ac.compare.backends.joblib_backend`
     :param done: Number of runs done before, for the progress bar
     :return: What came of each run
     """
     with tqdm(total=done + len(jobs), initial=done, unit="run", desc="Training", smoothing=0) as bar:
         try:
-            with joblib.parallel_config(backend=backend):
+            with joblib.parallel_config(**backend):
                 parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, pre_dispatch="all")
                 # joblib calls this in this process whenever a job has ended, whatever the backend
                 parallel.print_progress = lambda: bar.update(done + parallel.n_completed_tasks - bar.n)
@@ -100,6 +103,6 @@ def execute(jobs: Sequence[Job], out: Path, command: str, n_jobs: int, backend: 
     for outcome in outcomes:
         path = out / outcome.job.folder / RESULT_FILE
         # Machines of a cluster need not share their disks
-        if outcome.result is not None and not path.exists():
+        if outcome.result is not None and not (path.exists() and path.read_text() == outcome.result):
             write_atomically(path, outcome.result)
     return outcomes

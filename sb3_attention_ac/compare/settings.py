@@ -90,6 +90,14 @@ class Job:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
+    def identity(self) -> dict[str, Any]:
+        """
+        :return: What makes the numbers of the run what they are: where environments are registered does not
+        """
+        values = self.to_dict()
+        del values["protocol"]["gym_packages"]
+        return values
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Job":
         """
