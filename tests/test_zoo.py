@@ -254,7 +254,7 @@ def test_unlisted_environment(monkeypatch, capsys):
 @pytest.mark.slow
 def test_optimize_and_trial_id(monkeypatch, capsys):
     study = ["--storage", "sqlite:///study.db", "--study-name", "study"]
-    arguments = ["--algo", "aac", "--env", "CartPole-v1", "-n", "64", "--eval-episodes", "1", *study]
+    arguments = ["--algo", "aac", "--env", "CartPole-v1", "-n", "64", "-params", "n_envs:1", "--eval-episodes", "1", *study]
     options = ["-optimize", "--n-trials", "2", "--n-jobs", "2", "--n-evaluations", "1", "--no-optim-plots"]
     call(monkeypatch, train, *arguments, *options)
     assert "Number of finished trials:  2" in capsys.readouterr().out
