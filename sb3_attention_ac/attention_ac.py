@@ -1,7 +1,6 @@
 """AttentionActorCritic: PPO's loss, an attention critic over trajectories, and a masked prediction beside it."""
 
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -12,12 +11,20 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, WindowSamples
-from sb3_attention_ac.checks import check_auxiliary, check_policy, check_rollout, check_spaces, resolve_aux_loss
+from sb3_attention_ac.checks import (
+    check_auxiliary,
+    check_policy,
+    check_rollout,
+    check_same_network,
+    check_spaces,
+    resolve_aux_loss,
+)
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.history import RecentTrajectories
 from sb3_attention_ac.losses import approximate_kl, clipped_surrogate_loss, entropy_loss, normalized, value_loss
@@ -26,6 +33,7 @@ from sb3_attention_ac.policies import (
     AttentionActorCriticMultiInputPolicy,
     AttentionActorCriticPolicy,
 )
+from sb3_attention_ac.training_log import TrainingLog
 
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
 
@@ -59,10 +67,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     :param vf_coef: Value function coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE, -1 for only at the beginning of the rollout
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE, -1 for once per rollout
     :param rollout_buffer_class: :class:`~sb3_attention_ac.buffers.TrajectoryRolloutBuffer` or a subclass, None for the former
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
-    :param target_kl: Stop updating the actor in this iteration when its KL divergence exceeds 1.5 times this; None for no limit
+    :param target_kl: Stop updating the actor in this iteration when its KL divergence exceeds 1.5 times this; None for never
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see
@@ -172,7 +180,11 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             check_spaces(policy, self.observation_space)
         check_policy(self.policy_class, AttentionActorCriticPolicy)
         check_rollout(
-            self.batch_size, self.n_steps, self.env and self.n_envs, self.normalize_advantage, self.rollout_buffer_class
+            self.batch_size,
+            self.n_steps,
+            None if self.env is None else self.n_envs,
+            self.normalize_advantage,
+            self.rollout_buffer_class,
         )
         targets = resolve_aux_loss(self.aux_loss)
         n_layers = self.policy_kwargs.get("n_layers", 1)
@@ -226,12 +238,14 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             rounded = max(self.batch_size // chunk, 1) * chunk
             warnings.warn(
                 f"batch_size={self.batch_size} is not a multiple of the windows' {chunk} steps: "
-                f"minibatches of {rounded} transitions are used instead."
+                f"minibatches of {rounded} transitions are used instead.",
+                stacklevel=4,
             )
         elif n_transitions % self.batch_size != 0:
             warnings.warn(
                 f"batch_size={self.batch_size} is not a factor of n_steps * n_envs = {n_transitions} "
-                f"(n_steps={self.n_steps} and n_envs={self.n_envs}): the last minibatch of each epoch will be smaller."
+                f"(n_steps={self.n_steps} and n_envs={self.n_envs}): the last minibatch of each epoch will be smaller.",
+                stacklevel=4,
             )
 
     def _excluded_save_params(self) -> list[str]:
@@ -252,7 +266,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :return: True if function returned with at least `n_rollout_steps` collected, False if callback terminated rollout
             prematurely.
         """
-        assert self._last_obs is not None, "No previous observation was provided"
+        assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, TrajectoryRolloutBuffer)
         self.policy.set_training_mode(False)
         n_steps = 0
@@ -283,8 +297,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             for idx in np.flatnonzero(dones):
                 terminal_obs = infos[idx].get("terminal_observation")
                 if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
-                    rollout_buffer.add_terminal_observation(idx, terminal_obs)
-            self._last_obs = new_obs
+                    rollout_buffer.add_terminal_observation(int(idx), terminal_obs)
+            self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones
 
         estimates = estimate_rollout(self.policy, rollout_buffer, new_obs)
@@ -303,7 +317,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         if self.policy.auxiliary is not None:
             self.recent_trajectories.add(self.rollout_buffer)
-        self._logged: dict[str, list[th.Tensor]] = defaultdict(list)
+        self._log = TrainingLog()
         actor_may_move = True
         for epoch in range(self.n_epochs):
             for batch in self._minibatches(actor_may_move):
@@ -317,7 +331,18 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self._n_updates += 1
             if not actor_may_move and self.policy.memory_actor:
                 break  # actor and critic move together
-        self._log_training()
+        self._log.record(self.logger, self.rollout_buffer.values, self.rollout_buffer.returns, self.n_epochs)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name in ("clip_range", "clip_range_vf"):
+            if (clip_range := self._scheduled(name)) is not None:
+                self.logger.record(f"train/{name}", clip_range)
+
+    def _scheduled(self, name: str) -> float | None:
+        """The present value of a clipping parameter, None if there is none"""
+        schedule = getattr(self, name)
+        return None if schedule is None else float(schedule(self._current_progress_remaining))
 
     def _minibatches(self, actor_may_move: bool) -> Iterator[RolloutBufferSamples | WindowSamples]:
         """
@@ -353,37 +378,35 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             drawn = self.recent_trajectories.sample(max(n_windows // 2, 1), length)
             auxiliary = self.policy.auxiliary(self.policy, drawn, self.mask_ratio)
             for name, (loss, baseline) in auxiliary.items():
-                self._logged[f"aux_{name}_loss"].append(loss.detach())
-                self._logged[f"aux_{name}_baseline"].append(baseline)
+                self._log.add(f"aux_{name}_loss", loss)
+                self._log.add(f"aux_{name}_baseline", baseline)
                 losses[f"aux_{name}_loss"] = self.aux_coef * loss / len(auxiliary)
         return losses
 
     def _actor_losses(
         self, batch: RolloutBufferSamples | WindowSamples, log_prob: th.Tensor, entropy: th.Tensor | None
     ) -> dict[str, th.Tensor]:
-        clip_range = self.clip_range(self._current_progress_remaining)
+        clip_range = self._scheduled("clip_range")
+        assert clip_range is not None
         advantages = normalized(batch.advantages) if self.normalize_advantage else batch.advantages
         log_ratio = log_prob - batch.old_log_prob
         ratio = th.exp(log_ratio)
         policy_loss = clipped_surrogate_loss(ratio, advantages, clip_range)
         negative_entropy = entropy_loss(entropy, log_prob)
         with th.no_grad():
-            self._logged["approx_kl"].append(approximate_kl(log_ratio))
-            self._logged["clip_fraction"].append((th.abs(ratio - 1) > clip_range).float().mean())
-        self._logged["policy_gradient_loss"].append(policy_loss.detach())
-        self._logged["entropy_loss"].append(negative_entropy.detach())
+            self._log.add("approx_kl", approximate_kl(log_ratio))
+            self._log.add("clip_fraction", (th.abs(ratio - 1) > clip_range).float().mean())
+        self._log.add("policy_gradient_loss", policy_loss)
+        self._log.add("entropy_loss", negative_entropy)
         return {"policy_gradient_loss": policy_loss, "entropy_loss": self.ent_coef * negative_entropy}
 
     def _value_loss(self, values: th.Tensor, batch: WindowSamples) -> th.Tensor:
-        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)
-        loss = value_loss(values, batch.old_values, batch.returns, clip_range_vf)
-        self._logged["value_loss"].append(loss.detach())
+        loss = value_loss(values, batch.old_values, batch.returns, self._scheduled("clip_range_vf"))
+        self._log.add("value_loss", loss)
         return loss
 
     def _kl_exceeded(self) -> bool:
-        if self.target_kl is None or not self._logged["approx_kl"]:
-            return False
-        return self._logged["approx_kl"][-1].item() > 1.5 * self.target_kl
+        return self.target_kl is not None and self._log.last("approx_kl") > 1.5 * self.target_kl
 
     def _optimize(self, losses: dict[str, th.Tensor]) -> None:
         """
@@ -399,34 +422,47 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if not th.isfinite(loss + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
             raise FloatingPointError(
-                f"{culprit} is not finite at iteration {self._n_updates // self.n_epochs + 1} ({self.num_timesteps} timesteps): "
-                "training stopped before the optimizer step, the parameters are the last good ones and the model can be saved. "
-                "Check rewards and observations for NaN or infinity, or use a smaller learning_rate."
+                f"{culprit} is not finite at iteration {self._n_updates // self.n_epochs + 1} "
+                f"({self.num_timesteps} timesteps): training stopped before the optimizer step, the parameters are the last "
+                "good ones and the model can be saved. Check rewards and observations for NaN or infinity, or use a smaller "
+                "learning_rate."
             )
         self.policy.optimizer.step()
-        self._logged["loss"].append(loss.detach())
+        self._log.add("loss", loss)
         if "value_loss" in losses:
-            self._logged["critic_grad_norm"].append(grad_norm)
+            self._log.add("critic_grad_norm", grad_norm)
             if self.policy.auxiliary is not None:
                 self.policy.auxiliary.update_key_encoder(self.policy)
 
-    def _log_training(self) -> None:
-        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
-        for name, logged in self._logged.items():
-            self.logger.record(f"train/{name}", th.stack(logged).mean().item())
-        # The values are from before the update: how well the critic does on trajectories it has not learned from
-        self.logger.record("train/explained_variance", explained_variance(values, returns))
-        # Mean squared error of the last epoch, on what it has just learned from
-        n_last = max(len(self._logged["value_loss"]) // self.n_epochs, 1)
-        in_sample = th.stack(self._logged["value_loss"][-n_last:]).mean().item()
-        variance = float(np.var(returns))
-        self.logger.record("train/explained_variance_in_sample", 1 - in_sample / variance if variance > 0 else float("nan"))
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", self.clip_range(self._current_progress_remaining))
-        if self.clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining))
+    # --- SB3's interface ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls: type[SelfAttentionActorCritic], path: Any, *args: Any, **kwargs: Any) -> SelfAttentionActorCritic:
+        """
+        Load the model from a zip-file, as in SB3.
+
+        :param path: The zip-file
+        :param args: As in :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`
+        :param kwargs: Likewise
+        :return: New model with the parameters of the file
+        :raises ValueError: If network arguments are given that differ from those in the file; the message says which
+        """
+        if "policy_kwargs" in kwargs:
+            check_same_network(_stored_policy_kwargs(path), kwargs["policy_kwargs"])
+        return super().load(path, *args, **kwargs)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """
+        Load parameters from a zip-file or a dictionary, as in SB3.
+
+        :param load_path_or_dict: The zip-file, or what :meth:`get_parameters` returned
+        :param exact_match: Whether every parameter must be given
+        :param device: Device to load to
+        :raises ValueError: If they belong to a network with other arguments; the message says which
+        """
+        if not isinstance(load_path_or_dict, dict):
+            check_same_network(_stored_policy_kwargs(load_path_or_dict), self.policy_kwargs)
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def learn(
         self: SelfAttentionActorCritic,
@@ -438,6 +474,15 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfAttentionActorCritic:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _stored_policy_kwargs(path: Any) -> dict[str, Any]:
+    """:return: The network arguments in a zip-file (a path, or an open file that is left where it was)"""
+    position = path.tell() if hasattr(path, "tell") else None
+    data, _, _ = load_from_zip_file(path, device="cpu")
+    if position is not None:
+        path.seek(position)
+    return dict((data or {}).get("policy_kwargs", {}))
 
 
 AAC = AttentionActorCritic

@@ -1,7 +1,7 @@
 """
 The trajectory rollout buffer: memories go in step by step, transitions and windows of trajectories come out.
 
-Layout: the step axis holds the ``n_context + 1`` last steps of the previous rollout, then the ``buffer_size`` steps of this one:
+Layout: the step axis holds the last ``n_context + 1`` steps of the rollout before, then the ``buffer_size`` steps of this one:
 
     row:   0        1 ... n_context      n_context + 1 ... n_context + buffer_size
            |        `---context---'      `------------- this rollout -------------'
@@ -92,6 +92,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     :param chunk_length: How many consecutive steps of a rollout are handed out together, at least 1
     """
 
+    episode_ids: np.ndarray
     terminal_observations: dict[tuple[int, int], Any]
 
     def __init__(
@@ -222,8 +223,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self, last_values: th.Tensor, dones: np.ndarray, terminal_values: np.ndarray | None = None
     ) -> None:
         """
-        GAE(lambda) as in SB3. An episode cut off by a time limit did not end: the value of its last observation is added to its
-        last reward (see https://github.com/DLR-RM/stable-baselines3/issues/633).
+        GAE(lambda) as in SB3. An episode cut off by a time limit did not end: the value of its last observation is added to
+        its last reward (see https://github.com/DLR-RM/stable-baselines3/issues/633).
 
         :param last_values: Values of the observations after the last step, one for each env
         :param dones: Whether the last step ended an episode, one for each env

@@ -143,7 +143,7 @@ def check_rollout(
         )
     if normalize_advantage and n_envs is not None and n_steps * n_envs < 2:
         raise ValueError(
-            f"n_steps * n_envs must be at least 2 to normalize advantages, but n_steps={n_steps} and n_envs={n_envs} were given."
+            f"n_steps={n_steps} and n_envs={n_envs} were given, but their product must be at least 2 to normalize advantages."
         )
     if buffer_class is not None and not issubclass(buffer_class, TrajectoryRolloutBuffer):
         raise ValueError(
@@ -152,17 +152,18 @@ def check_rollout(
         )
 
 
-def differing_arguments(stored: dict[str, Any], given: dict[str, Any]) -> str:
+def check_same_network(stored: dict[str, Any], given: dict[str, Any]) -> None:
     """
-    :param stored: Arguments in a file
-    :param given: Arguments given instead
-    :return: Which ones differ, as words: "d_model: 64 in the file, 128 given; ..."
+    :param stored: ``policy_kwargs`` in a file
+    :param given: ``policy_kwargs`` given instead
+    :raises ValueError: If they differ; the message says which
     """
     missing = object()
-    words = []
+    differences = []
     for name in sorted({*stored, *given}):
         old, new = stored.get(name, missing), given.get(name, missing)
         if old is missing or new is missing or old != new:
             texts = ["not set" if value is missing else repr(value) for value in (old, new)]
-            words.append(f"{name}: {texts[0]} in the file, {texts[1]} here")
-    return "; ".join(words)
+            differences.append(f"{name}: {texts[0]} in the file, {texts[1]} here")
+    if differences:
+        raise ValueError(f"The network arguments (policy_kwargs) differ: {'; '.join(differences)}. Use those of the file.")

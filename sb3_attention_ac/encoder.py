@@ -6,6 +6,8 @@ https://arxiv.org/abs/2002.04745) and rotary positions (Su et al. 2021, https://
 distance between two steps matters.
 """
 
+from typing import Any
+
 import torch as th
 import torch.nn.functional as F
 from torch import nn
@@ -73,7 +75,7 @@ class Block(nn.Module):
 
     def split_heads(self, x: th.Tensor) -> th.Tensor:
         """[N, T, d_model] -> [N, n_heads, T, head_dim]"""
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
 
     def keys_values(self, x: th.Tensor, angles: tuple[th.Tensor, th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -105,7 +107,8 @@ class Block(nn.Module):
         query = Rotary.rotate(self.split_heads(self.query(self.norm_attention(x))), angles)
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         x = x + self.dropout(self.project(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_feedforward(x)))))
+        out: th.Tensor = x + self.dropout(self.contract(F.gelu(self.expand(self.norm_feedforward(x)))))
+        return out
 
 
 class TrajectoryEncoder(nn.Module):
@@ -135,7 +138,7 @@ class TrajectoryEncoder(nn.Module):
         self.read = nn.Linear(latent_dim, d_model)
         self.event = nn.Linear(event_dim, d_model, bias=False)
         self.rotary = Rotary(d_model // n_heads)
-        self.blocks = nn.ModuleList(Block(d_model, n_heads, dim_feedforward, dropout) for _ in range(n_layers))
+        self.blocks: Any = nn.ModuleList(Block(d_model, n_heads, dim_feedforward, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
 
     def tokens(self, latent: th.Tensor, events: th.Tensor) -> th.Tensor:

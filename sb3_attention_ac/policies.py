@@ -1,7 +1,7 @@
 """Policies: SB3's actor-critic policies with a critic, and if wanted an actor, that attends to the trajectory."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch as th
@@ -13,11 +13,11 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_attention_ac.acting import MemoryActor
 from sb3_attention_ac.auxiliary import MaskedPrediction
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.checks import check_network
 from sb3_attention_ac.encoder import TrajectoryEncoder
-from sb3_attention_ac.memory import TrajectoryMemory, TrajectoryStepper
 from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, encode_actions, symlog
 from sb3_attention_ac.trunk import AttentionTrunk
 
@@ -130,16 +130,9 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        names = (
-            "share_features_extractor",
-            "context_length",
-            "d_model",
-            "n_layers",
-            "n_heads",
-            "dim_feedforward",
-            "dropout",
-        ) + ("local_window", "memory_actor", "share_encoder", "aux_targets", "temperature")
-        data.update({name: getattr(self, name) for name in names})
+        names = "share_features_extractor context_length d_model n_layers n_heads dim_feedforward dropout local_window"
+        names += " memory_actor share_encoder aux_targets temperature"
+        data.update({name: getattr(self, name) for name in names.split()})
         return data
 
     # --- construction ---------------------------------------------------------------------------------------------------
@@ -193,10 +186,9 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def window_features(self, windows: TrajectoryWindows, extractor: BaseFeaturesExtractor) -> th.Tensor:
         """:return: Features of every step, [N, W, features_dim]"""
-        # ActorCriticPolicy.extract_features() returns pairs; BasePolicy's takes one extractor
         features: Any = super(ActorCriticPolicy, self).extract_features(windows.flat_observations(), extractor)
         shape = windows.episode_ids.shape
-        return features.reshape(*shape, -1)  # [N * W, F] -> [N, W, F]
+        return cast(th.Tensor, features.reshape(*shape, -1))  # [N * W, F] -> [N, W, F]
 
     def encode_events(self, actions: th.Tensor, episode_starts: th.Tensor, rewards: th.Tensor | None = None) -> th.Tensor:
         """
@@ -284,10 +276,15 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return {key: value.reshape(-1, 1) if key in discrete else value for key, value in obs.items()}
         return obs
 
+    def actor_features(self, obs: PyTorchObs) -> th.Tensor:
+        """:return: The actor's features of each observation, [N, features_dim]"""
+        # ActorCriticPolicy.extract_features() returns pairs; BasePolicy's takes one extractor
+        features: Any = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
+        return cast(th.Tensor, features)
+
     def mlp_actor_latent(self, obs: PyTorchObs) -> th.Tensor:
         """:return: SB3's actor latent of each observation, [N, latent_dim_pi]"""
-        features: Any = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
-        return self.mlp_extractor.forward_actor(features)
+        return self.mlp_extractor.forward_actor(self.actor_features(obs))
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -354,7 +351,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return actions
         if self.squash_output:
             return self.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
+        return clipped
 
     def start_acting(self, buffer: TrajectoryRolloutBuffer) -> Callable[[PyTorchObs, np.ndarray], th.Tensor]:
         """
@@ -364,70 +362,19 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :return: A function from observations [N, *obs_shape] and episode starts [N] to sampled actions [N, *action_shape]
         """
         if not self.memory_actor:
-            return lambda obs, episode_starts: self._sample(self.mlp_actor_latent(obs))
-        stepper = self.stepper(buffer.chunk_length)
-        memory = self.memory_of_windows(stepper, buffer.context())
-        return lambda obs, episode_starts: self.act(obs, stepper, memory, th.as_tensor(episode_starts, device=self.device) > 0)
+            return lambda obs, episode_starts: self.sample_actions(self.mlp_actor_latent(obs))
+        actor = MemoryActor(self, buffer.chunk_length)
+        memory = actor.remember(buffer.context())
+        return lambda obs, episode_starts: actor.act(obs, memory, episode_starts)
 
-    def _sample(self, latent_pi: th.Tensor, deterministic: bool = False) -> th.Tensor:
+    def sample_actions(self, latent_pi: th.Tensor, deterministic: bool = False) -> th.Tensor:
+        """
+        :param latent_pi: [N, latent_dim_pi]
+        :param deterministic: Whether to sample or use deterministic actions
+        :return: Actions, not yet clipped or unscaled, [N, *action_shape]
+        """
         actions = self._get_action_dist_from_latent(latent_pi).get_actions(deterministic=deterministic)
         return actions.reshape((-1, *(self.action_space.shape or ())))
-
-    def stepper(self, chunk_length: int | None = None) -> TrajectoryStepper:
-        """
-        :param chunk_length: Steps between two rebuilds of the memory, None for ``context_length``
-        :return: What carries a memory actor from step to step
-        """
-        return TrajectoryStepper(
-            self.actor_trunk, self.mlp_extractor.policy_net, self.n_context, chunk_length or self.context_length
-        )
-
-    def empty_memory(self, stepper: TrajectoryStepper, n_envs: int) -> TrajectoryMemory:
-        """:return: A memory without a past for ``n_envs`` environments"""
-        event_dim, action_dim = action_encoding_dim(self.action_space), get_action_dim(self.action_space)
-        return stepper.empty(n_envs, self.features_dim, event_dim, action_dim, self.device)
-
-    @th.no_grad()
-    def memory_of_windows(self, stepper: TrajectoryStepper, windows: TrajectoryWindows) -> TrajectoryMemory:
-        """
-        :param stepper: From :meth:`stepper`
-        :param windows: The last n_context steps of each environment, and after them one to come (its observation is not read)
-        :return: A memory of their last episode
-        """
-        memory = self.empty_memory(stepper, len(windows.episode_ids))
-        n = stepper.n_context
-        memory.features[:, :n] = self.window_features(windows, self.pi_features_extractor)[:, :n]
-        memory.events[:, :n] = self.encode_events(windows.previous_actions, windows.episode_starts)[:, :n]
-        memory.previous_action.copy_(windows.previous_actions[:, -1])
-        current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_context]
-        memory.start.copy_(n - current.sum(dim=1))
-        stepper.recall(memory, th.arange(len(current), device=current.device))
-        return memory
-
-    def act(
-        self,
-        obs: PyTorchObs,
-        stepper: TrajectoryStepper,
-        memory: TrajectoryMemory,
-        episode_starts: th.Tensor,
-        deterministic: bool = False,
-    ) -> th.Tensor:
-        """
-        Actions of the memory actor for one step of every environment.
-
-        :param obs: Observations, [N, *obs_shape]
-        :param stepper: From :meth:`stepper`
-        :param memory: The memory so far, updated in place
-        :param episode_starts: Whether each observation is the first of its episode, [N]
-        :param deterministic: Whether to sample or use deterministic actions
-        :return: Actions as sampled, [N, *action_shape]
-        """
-        features: Any = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
-        events = self.encode_events(memory.previous_action, episode_starts)
-        latent_pi, _ = stepper.step(memory, features, events, episode_starts)
-        actions = self._sample(latent_pi, deterministic)
-        memory.previous_action.copy_(actions.reshape(memory.previous_action.shape))
-        return actions
 
     def predict(
         self,
@@ -450,38 +397,28 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         self.set_training_mode(False)
         obs, vectorized_env = self.obs_to_tensor(observation)
         n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        stepper = self.stepper()
-        memory = self.empty_memory(stepper, n_envs) if state is None else TrajectoryMemory.from_numpy(state, self.device)
-        starts = np.zeros(n_envs) if episode_start is None else np.reshape(episode_start, n_envs)
+        actor = MemoryActor(self)
+        memory = actor.from_state(state, n_envs)
         if state is None:
-            starts = np.ones(n_envs)
-        with th.no_grad():
-            sampled = self.act(obs, stepper, memory, th.as_tensor(starts, device=self.device) > 0, deterministic)
-        actions = self.actions_for_env(sampled.cpu().numpy())
-        return actions if vectorized_env else actions.squeeze(axis=0), memory.to_numpy()
+            episode_start = np.ones(n_envs)
+        elif episode_start is None:
+            episode_start = np.zeros(n_envs)
+        actions = actor.act(obs, memory, np.reshape(episode_start, n_envs), deterministic)
+        env_actions = self.actions_for_env(actions.cpu().numpy())
+        return env_actions if vectorized_env else env_actions.squeeze(axis=0), memory.to_numpy()
 
 
 class AttentionActorCriticCnnPolicy(AttentionActorCriticPolicy):
-    """
-    :class:`AttentionActorCriticPolicy` for image observations.
+    """As :class:`AttentionActorCriticPolicy`; the features extractor is SB3's ``NatureCNN`` (images) by default."""
 
-    :param features_extractor_class: Features extractor to use, SB3's ``NatureCNN`` by default
-    :param kwargs: The other parameters of :class:`AttentionActorCriticPolicy`
-    """
-
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any):
+        kwargs.setdefault("features_extractor_class", NatureCNN)
+        super().__init__(observation_space, action_space, *args, **kwargs)
 
 
 class AttentionActorCriticMultiInputPolicy(AttentionActorCriticPolicy):
-    """
-    :class:`AttentionActorCriticPolicy` for Dict observations.
+    """As :class:`AttentionActorCriticPolicy`; the features extractor is SB3's ``CombinedExtractor`` (Dict) by default."""
 
-    :param features_extractor_class: Features extractor to use, SB3's ``CombinedExtractor`` by default
-    :param kwargs: The other parameters of :class:`AttentionActorCriticPolicy`
-    """
-
-    def __init__(
-        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any):
+        kwargs.setdefault("features_extractor_class", CombinedExtractor)
+        super().__init__(observation_space, action_space, *args, **kwargs)

@@ -32,7 +32,7 @@ def map_obs(function: Callable[..., Any], *observations: Any) -> Any:
 
 class TrajectoryWindows(NamedTuple):
     """
-    A batch of windows, N windows of W consecutive steps each. Everything in it at position t is known *before* action a_t is taken.
+    A batch of N windows of W consecutive steps each. What it holds at position t is known *before* action a_t is taken.
 
     :param observations: s_t, [N, W, *obs_shape]
     :param previous_actions: a_{t-1}, [N, W, action_dim], meaningless at the first step of an episode

@@ -3,6 +3,8 @@ The trunk of a network that looks back: SB3's MLP on the current step, a local w
 over the trajectory. The last two start at zero, so that every trunk starts as SB3's MLP and learns what to add.
 """
 
+from typing import Any
+
 import torch as th
 from torch import nn
 
@@ -37,7 +39,8 @@ class AttentionTrunk(nn.Module):
         super().__init__()
         self.n_previous = n_local - 1
         self.encoder = encoder
-        first_dim = mlp[0].out_features if len(mlp) > 0 else features_dim
+        first: Any = mlp[0] if len(mlp) > 0 else None
+        first_dim = features_dim if first is None else first.out_features
         self.local = nn.Linear(self.n_previous * features_dim, first_dim, bias=False) if self.n_previous > 0 else None
         self.write = nn.Linear(gathered_dim, latent_dim, bias=False) if gathered_dim > 0 else None
         for layer in (self.local, self.write):
@@ -56,7 +59,8 @@ class AttentionTrunk(nn.Module):
         hidden = mlp[0](features) if len(mlp) > 0 else features
         if self.local is not None and previous_features is not None:
             hidden = hidden + self.local(previous_features)
-        return mlp[1:](hidden)
+        latents: th.Tensor = mlp[1:](hidden)
+        return latents
 
     def forward(
         self,

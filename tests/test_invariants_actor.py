@@ -12,6 +12,27 @@ from sb3_attention_ac.memory import TrajectoryStepper
 FEW = settings(max_examples=25, deadline=None)
 
 
+def stepped_rollout(policy, buffer, rng, starts, episode_end) -> tuple[np.ndarray, list[th.Tensor]]:
+    """Fill a rollout by acting; returns the next episode starts and the actor's latents of every step, [n_envs, H] each"""
+    latents = []
+    sample_actions = policy.sample_actions
+
+    def recording(latent_pi, deterministic=False):
+        latents.append(latent_pi)
+        return sample_actions(latent_pi, deterministic)
+
+    policy.sample_actions = recording
+    actor = []
+
+    def step(obs, episode_starts):
+        actor[:] = actor or [policy.start_acting(buffer)]  # once the buffer is reset, as in collect_rollouts()
+        return actor[0](obs, episode_starts).numpy()
+
+    starts = fill(buffer, rng, starts, episode_end, step)
+    policy.sample_actions = sample_actions
+    return starts, latents
+
+
 def check_stepping(rollout, **kwargs) -> None:
     """Latents of every step in three rollouts, step by step and in one pass"""
     rng = np.random.default_rng(rollout["seed"])
@@ -19,25 +40,12 @@ def check_stepping(rollout, **kwargs) -> None:
     buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
     starts = np.ones(rollout["n_envs"], dtype=bool)
     for _ in range(3):
-        stepped = []
-        original = policy._sample
-        policy._sample = lambda latent, deterministic=False: (stepped.append(latent), original(latent, deterministic))[1]
-        act = None
-
-        def step(obs, episode_starts):
-            nonlocal act
-            act = act or policy.start_acting(buffer)
-            return act(obs, episode_starts).numpy()
-
-        with th.no_grad():
-            starts = fill(buffer, rng, starts, rollout["episode_end"], step)
-        policy._sample = original
+        starts, latents = stepped_rollout(policy, buffer, rng, starts, rollout["episode_end"])
         for first, length in buffer.chunks():
             for start in first:
                 windows, _ = buffer.windows(np.full(buffer.n_envs, start), np.arange(buffer.n_envs), length)
-                with th.no_grad():
-                    batched = policy.window_latents(windows, length)[0]
-                alone = th.stack(stepped[start : start + length], dim=1)
+                batched = policy.window_latents(windows, length)[0]
+                alone = th.stack(latents[start : start + length], dim=1)
                 th.testing.assert_close(alone, batched, rtol=0, atol=1e-5)
 
 
@@ -51,7 +59,9 @@ def test_stepping_equals_the_batched_pass(n_layers, rollout):
 def test_a_stale_memory_is_found(monkeypatch):
     rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.15}
     check_stepping(rollout, n_layers=2)
-    monkeypatch.setattr(TrajectoryStepper, "recall", lambda self, memory, rows: memory.position.index_fill_(0, rows, self.n_context))
+    monkeypatch.setattr(
+        TrajectoryStepper, "recall", lambda self, memory, rows: memory.position.index_fill_(0, rows, self.n_context)
+    )
     with pytest.raises(AssertionError):
         check_stepping(rollout, n_layers=2)
 

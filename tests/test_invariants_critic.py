@@ -61,7 +61,11 @@ def test_value_ignores_future_and_other_episodes(seed, width, episode_end, n_lay
 def test_a_leaking_critic_is_found(monkeypatch, broken):
     def leaking_mask(episode_ids, n_queries, causal=True):
         one_episode = th.zeros_like(episode_ids)
-        return attention_mask(episode_ids, n_queries, False) if broken == "bidirectional" else attention_mask(one_episode, n_queries)
+        return (
+            attention_mask(episode_ids, n_queries, False)
+            if broken == "bidirectional"
+            else attention_mask(one_episode, n_queries)
+        )
 
     monkeypatch.setattr(encoder_module, "attention_mask", leaking_mask)
     with pytest.raises(AssertionError):
@@ -143,10 +147,14 @@ def test_starts_as_sb3s_actor_critic(net_arch, memory_actor):
     latent_pi, latent_vf, _ = ours.window_latents(windows, 9)
     th.testing.assert_close(ours.value_net(latent_vf).flatten(0, 1), sb3.predict_values(flat))
     if latent_pi is not None:
-        th.testing.assert_close(ours.action_net(latent_pi).flatten(0, 1), sb3.get_distribution(flat).distribution.logits, rtol=1, atol=2)
+        th.testing.assert_close(
+            ours.action_net(latent_pi).flatten(0, 1), sb3.get_distribution(flat).distribution.logits, rtol=1, atol=2
+        )
         centred = ours.action_net(latent_pi).flatten(0, 1).log_softmax(-1)
         th.testing.assert_close(centred, sb3.get_distribution(flat).distribution.logits)
-    for a, b in zip(ours.evaluate_actions(flat, th.zeros(len(flat))), sb3.evaluate_actions(flat, th.zeros(len(flat))), strict=True):
+    for a, b in zip(
+        ours.evaluate_actions(flat, th.zeros(len(flat))), sb3.evaluate_actions(flat, th.zeros(len(flat))), strict=True
+    ):
         th.testing.assert_close(a, b)
 
 

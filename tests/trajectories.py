@@ -28,7 +28,7 @@ rollouts = st.fixed_dictionaries(
 
 
 def make_policy(context_length: int, action_space=ACTION_SPACES["Discrete"], seed: int = 0, perturb: bool = True, **kwargs):
-    """A policy in double precision; perturbed, so that what starts at zero takes part."""
+    """A small policy; perturbed, so that what starts at zero takes part."""
     th.manual_seed(seed)
     kwargs = {"d_model": 8, "n_heads": 2, "net_arch": [6], **kwargs}
     policy = AttentionActorCriticPolicy(

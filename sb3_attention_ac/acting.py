@@ -1,0 +1,89 @@
+"""Acting with memory: observations in, actions out, one step of every environment at a time."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_attention_ac.memory import TrajectoryMemory, TrajectoryStepper
+from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim
+
+if TYPE_CHECKING:
+    from sb3_attention_ac.policies import AttentionActorCriticPolicy
+
+
+class MemoryActor:
+    """
+    The memory actor of a policy, stepped. It holds no memory itself: memories go in and out.
+
+    :param policy: A policy with ``memory_actor=True``
+    :param chunk_length: Steps between two rebuilds of the memory, None for the policy's ``context_length``
+    """
+
+    def __init__(self, policy: "AttentionActorCriticPolicy", chunk_length: int | None = None):
+        self.policy = policy
+        chunk_length = chunk_length or policy.context_length
+        self.stepper = TrajectoryStepper(policy.actor_trunk, policy.mlp_extractor.policy_net, policy.n_context, chunk_length)
+
+    def empty(self, n_envs: int) -> TrajectoryMemory:
+        """
+        :param n_envs: Number of environments
+        :return: A memory without a past
+        """
+        policy = self.policy
+        event_dim, action_dim = action_encoding_dim(policy.action_space), get_action_dim(policy.action_space)
+        return self.stepper.empty(n_envs, policy.features_dim, event_dim, action_dim, policy.device)
+
+    @th.no_grad()
+    def remember(self, windows: TrajectoryWindows) -> TrajectoryMemory:
+        """
+        :param windows: The last n_context steps of each environment, and after them the one to come, which is not read
+        :return: A memory of their last episode
+        """
+        memory, n = self.empty(len(windows.episode_ids)), self.stepper.n_context
+        memory.features[:, :n] = self.policy.window_features(windows, self.policy.pi_features_extractor)[:, :n]
+        memory.events[:, :n] = self.policy.encode_events(windows.previous_actions, windows.episode_starts)[:, :n]
+        memory.previous_action.copy_(windows.previous_actions[:, -1])
+        current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_context]
+        memory.start.copy_(n - current.sum(dim=1))
+        self.stepper.recall(memory, th.arange(len(current), device=current.device))
+        return memory
+
+    @th.no_grad()
+    def act(
+        self, obs: PyTorchObs, memory: TrajectoryMemory, episode_starts: np.ndarray, deterministic: bool = False
+    ) -> th.Tensor:
+        """
+        :param obs: Observations, [N, *obs_shape]
+        :param memory: The memory so far, updated in place
+        :param episode_starts: Whether each observation is the first of its episode, [N]
+        :param deterministic: Whether to sample or use deterministic actions
+        :return: Actions as sampled, [N, *action_shape]
+        """
+        starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=self.policy.device)
+        features = self.policy.actor_features(obs)
+        events = self.policy.encode_events(memory.previous_action, starts)
+        latent_pi, _ = self.stepper.step(memory, features, events, starts)
+        actions = self.policy.sample_actions(latent_pi, deterministic)
+        memory.previous_action.copy_(actions.reshape(memory.previous_action.shape))
+        return actions
+
+    def from_state(self, state: Any, n_envs: int) -> TrajectoryMemory:
+        """
+        :param state: What ``predict`` returned, or None to start without a past
+        :param n_envs: Number of observations it goes with
+        :return: A memory to step with; the state itself is never written to
+        :raises ValueError: If the state is not one of this policy for as many environments
+        """
+        empty = self.empty(n_envs)
+        if state is None:
+            return empty
+        given, expected = [np.shape(array) for array in state], [tuple(tensor.shape) for tensor in empty]
+        if given != expected:
+            raise ValueError(
+                f"The state has shapes {given}, but this policy with {n_envs} environment(s) expects {expected}: pass the "
+                "state that predict() returned for the same environments, or None to start anew."
+            )
+        return TrajectoryMemory.from_numpy(state, self.policy.device)

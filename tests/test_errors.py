@@ -1,0 +1,120 @@
+"""Wrong input fails at construction with a sentence; a bad number while training loses nothing."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from test_run import SMALL, TINY, RandomEnv, random_env
+
+from sb3_attention_ac import AAC
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"aux_loss": "contrastve"}, ["'contrastve'", "'contrastive'", "'value'", "'prediction'"]),
+        ({"aux_loss": ["return", "rewards"]}, ["rewards", "'reward'", "'observation'"]),
+        ({"aux_loss": []}, ["no targets"]),
+        ({"aux_coef": -1.0}, ["aux_coef=-1.0", "at least 0"]),
+        ({"mask_ratio": 0.0}, ["mask_ratio=0.0", "between 0 and 1"]),
+        ({"mask_ratio": 1.0}, ["mask_ratio=1.0", "between 0 and 1"]),
+        ({"temperature": 0.0}, ["temperature=0.0", "greater than 0"]),
+        ({"n_trajectories": -1}, ["n_trajectories=-1", "at least 0"]),
+        ({"batch_size": 1}, ["batch_size=1", "at least 2"]),
+        ({"n_steps": 1, "batch_size": 2}, ["n_steps=1", "n_envs=1"]),
+        ({"n_steps": 0}, ["n_steps=0", "at least 1"]),
+        ({"clip_range_vf": -0.1}, ["clip_range_vf=-0.1", "None"]),
+        ({"rollout_buffer_class": RolloutBuffer}, ["RolloutBuffer", "TrajectoryRolloutBuffer"]),
+        ({"policy": ActorCriticPolicy}, ["ActorCriticPolicy", "'MlpPolicy'"]),
+        ({"policy": "MultiInputPolicy"}, ["'MultiInputPolicy'", "Dict", "'MlpPolicy'"]),
+        ({"policy": "CnnPolicy"}, ["'CnnPolicy'", "image", "'MlpPolicy'"]),
+        ({"policy_kwargs": {"d_model": 10, "n_heads": 4}}, ["d_model=10", "n_heads=4", "[1, 2, 5, 10]"]),
+        ({"policy_kwargs": {"context_length": 0}}, ["context_length=0", "at least 1"]),
+        ({"policy_kwargs": {"n_layers": -1}}, ["n_layers=-1", "at least 0"]),
+        ({"policy_kwargs": {"dropout": 1.0}}, ["dropout=1.0", "[0, 1)"]),
+        ({"policy_kwargs": {"n_layers": 0, "memory_actor": True}}, ["memory_actor=True", "n_layers=0"]),
+        ({"policy_kwargs": {"n_layers": 0}, "aux_loss": "value"}, ["aux_loss", "n_layers=0"]),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(kwargs, words):
+    with pytest.raises(ValueError) as error:
+        AAC(**{"policy": "MlpPolicy", "env": "CartPole-v1", **kwargs})
+    for word in words:
+        assert word in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_dict_and_tuple_observations():
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        AAC("MlpPolicy", random_env("Dict"))
+    tuple_space = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2)))
+    for env in (RandomEnv(tuple_space, spaces.Discrete(2)), DummyVecEnv([lambda: RandomEnv(tuple_space, spaces.Discrete(2))])):
+        with pytest.raises(ValueError, match=r"Tuple observations are not supported.*Dict"):
+            AAC("MlpPolicy", env)
+
+
+def test_rounded_minibatches_are_announced_once():
+    with pytest.warns(UserWarning, match="minibatches of 10 transitions") as caught:
+        model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": True}, **{**SMALL, "batch_size": 12})
+        model.learn(40)
+    assert len(caught) == 1
+
+
+class BrokenEnv(gym.Wrapper):
+    """Gives a reward that is not a number after 30 steps."""
+
+    def __init__(self, env, bad):
+        super().__init__(env)
+        self.n, self.bad = 0, bad
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.n += 1
+        return obs, self.bad if self.n == 31 else reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("memory_actor", [False, True])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_nan_stops_before_the_step(tmp_path, bad, memory_actor):
+    env = BrokenEnv(gym.make("CartPole-v1"), bad)
+    model = AAC("MlpPolicy", env, policy_kwargs={**TINY, "memory_actor": memory_actor}, **SMALL)
+    model.learn(30)
+    good = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(FloatingPointError, match=r"loss is not finite at iteration 4 \(40 timesteps\)"):
+        model.learn(10, reset_num_timesteps=False)
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(value, good[name]), name
+    model.save(tmp_path / "model")
+    AAC.load(tmp_path / "model", env=gym.make("CartPole-v1"), device="cpu").learn(10)
+
+
+def test_other_network_arguments_at_load(tmp_path):
+    model = AAC("MlpPolicy", random_env(), policy_kwargs=TINY, **SMALL)
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="d_model: 8 in the file, 16 here"):
+        AAC.load(tmp_path / "model", env=random_env(), policy_kwargs={**TINY, "d_model": 16})
+    other = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "d_model": 16}, **SMALL)
+    with pytest.raises(ValueError, match="d_model: 8 in the file, 16 here"):
+        other.set_parameters(tmp_path / "model")
+
+
+def test_set_parameters_round_trip():
+    model, other = (AAC("MlpPolicy", random_env(), policy_kwargs=TINY, **{**SMALL, "seed": s}).learn(20) for s in (0, 1))
+    other.set_parameters(model.get_parameters())
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(value, other.policy.state_dict()[name])
+    stored = [m.policy.optimizer.state_dict()["state"] for m in (model, other)]
+    assert all(th.equal(stored[0][i]["exp_avg"], stored[1][i]["exp_avg"]) for i in stored[0])
+
+
+def test_wrong_state_is_named():
+    model = AAC("MlpPolicy", random_env(n_envs=2), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
+    _, state = model.predict(np.zeros((2, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match="expects"):
+        model.predict(np.zeros((3, 3), dtype=np.float32), state)
