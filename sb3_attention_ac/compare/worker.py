@@ -30,7 +30,10 @@ def main() -> None:
     warm_up()
     while line := _read_line():
         code = _run_in_copy(line) if FORKS else _run(line)
-        print(code, file=replies)
+        try:
+            print(code, file=replies)
+        except BrokenPipeError:
+            return
         if not FORKS:
             return
 
@@ -86,3 +89,4 @@ def _end_with_input() -> NoReturn:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # taking down all that was imported can last longer than a short run
