@@ -1,0 +1,106 @@
+"""The attention that is shown is the attention that is computed."""
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv
+from test_run import SMALL, TINY, RandomEnv, policy_for, random_env
+from trajectories import ACTION_SPACES, OBSERVATION_SPACE
+
+from sb3_attention_ac import AAC
+from sb3_attention_ac import encoder as encoder_module
+from sb3_attention_ac.inspection import attention_weights, collect_trajectory, plot_attention, trajectory_values
+
+WIDTH = 17  # Two whole episodes of RandomEnv and three steps of a third
+
+
+def make_model(observations="Box", actions="Discrete", **policy_kwargs):
+    env = random_env(observations, actions, n_envs=1)
+    model = AAC(policy_for(observations), env, policy_kwargs={**TINY, **policy_kwargs}, **SMALL)
+    with th.no_grad():  # What starts at zero takes part
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * th.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("share_encoder", [False, True])
+@pytest.mark.parametrize("network", ["critic", "actor"])
+def test_weights_are_those_of_the_encoder(monkeypatch, network, share_encoder):
+    model = make_model(n_layers=2, memory_actor=True, share_encoder=share_encoder)
+    windows = collect_trajectory(model, model.get_env(), WIDTH)
+    attended = []
+    attention = th.nn.functional.scaled_dot_product_attention
+
+    def record(query, keys, values, attn_mask):
+        attended.append((values, attention(query, keys, values, attn_mask=attn_mask)))
+        return attended[-1][1]
+
+    monkeypatch.setattr(encoder_module.F, "scaled_dot_product_attention", record)
+    weights = attention_weights(model.policy, windows, network)
+    assert weights.shape == (2, 2, WIDTH, WIDTH)
+    # The actor's two blocks run before the critic's two
+    of_network = attended[-2:] if network == "critic" else attended[:2]
+    for layer, (values, output) in zip(weights, of_network, strict=True):
+        th.testing.assert_close(th.as_tensor(layer) @ values[0], output[0], rtol=1e-5, atol=1e-6)
+
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    ids = windows.episode_ids[0].numpy()
+    forbidden = (ids[:, None] != ids) | np.triu(np.ones((WIDTH, WIDTH), dtype=bool), 1)
+    assert len(np.unique(ids)) == 3
+    assert (weights[:, :, forbidden] == 0).all()
+    assert (weights[:, :, ~forbidden] > 0).all()
+    # Nothing stays behind
+    assert not any(block._forward_pre_hooks for block in model.policy.critic_trunk.modules())
+
+
+@pytest.mark.parametrize("actions", ACTION_SPACES)
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_trajectory_is_what_predict_does(actions, memory_actor):
+    model = make_model("Dict", actions, memory_actor=memory_actor)
+    windows = collect_trajectory(model, model.get_env())
+    width = 2 * TINY["context_length"]
+    assert windows.episode_ids.shape == (1, width)
+    assert windows.episode_starts[0].nonzero().flatten().tolist() == [0, 7]
+    assert (windows.previous_rewards[0, 1:] == 1).all()
+    state = None
+    for step in range(width - 1):
+        obs = {key: value[0, step : step + 1].numpy() for key, value in windows.observations.items()}
+        action, state = model.predict(obs, state, windows.episode_starts[:, step].numpy(), deterministic=True)
+        expected = model.policy.actions_for_env(windows.previous_actions[:, step + 1].numpy())
+        np.testing.assert_allclose(action.reshape(1, -1), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_equal(trajectory_values(model.policy, windows).shape, (width,))
+
+
+def test_values_of_single_steps():
+    """At the first step of an episode, the critic knows as much as ``predict_values`` of a lone observation."""
+    model = make_model()
+    windows = collect_trajectory(model, RandomEnv(OBSERVATION_SPACE, ACTION_SPACES["Discrete"]), WIDTH)
+    starts = windows.episode_starts[0]
+    with th.no_grad():
+        alone = model.policy.predict_values(windows.observations[0, starts]).flatten()
+    np.testing.assert_allclose(trajectory_values(model.policy, windows)[starts], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_plot(tmp_path):
+    starts = np.zeros(6, dtype=bool)
+    starts[[0, 4]] = True
+    figure = plot_attention(np.full((2, 3, 6, 6), 1 / 6), starts)
+    maps = figure.axes[:-1]  # the last one is the colour bar
+    assert len(maps) == 6
+    for axis in maps:
+        assert sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines) == [(0, 3.5), (3.5, 0)]
+    figure.savefig(tmp_path / "attention.png")
+
+
+def test_nothing_to_inspect():
+    model = make_model()
+    windows = collect_trajectory(model, model.get_env(), 3)
+    with pytest.raises(ValueError, match="actor is an MLP"):
+        attention_weights(model.policy, windows, "actor")
+    with pytest.raises(ValueError, match="'critic' and 'actor'"):
+        attention_weights(model.policy, windows, "policy")
+    with pytest.raises(ValueError, match="n_layers=0"):
+        attention_weights(make_model(n_layers=0).policy, windows)
+    several = DummyVecEnv([lambda: RandomEnv(OBSERVATION_SPACE, ACTION_SPACES["Discrete"])] * 2)
+    with pytest.raises(ValueError, match="2 were given"):
+        collect_trajectory(model, several)
