@@ -1,7 +1,7 @@
 """AttentionActorCritic: PPO's loss, an attention critic over trajectories, and a masked prediction beside it."""
 
-import warnings
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -11,7 +11,6 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -24,6 +23,8 @@ from sb3_attention_ac.checks import (
     check_same_network,
     check_spaces,
     resolve_aux_loss,
+    stored_policy_kwargs,
+    warn_about_batch_size,
 )
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.history import RecentTrajectories
@@ -228,25 +229,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
-        self._warn_about_batch_size()
+        chunk_length = self.rollout_buffer.chunk_length if self.policy.memory_actor else None
+        warn_about_batch_size(self.batch_size, self.n_steps, self.n_envs, chunk_length)
         self._maybe_recommend_cpu("AttentionActorCriticPolicy")
-
-    def _warn_about_batch_size(self) -> None:
-        """Say once what the minibatches will be when they cannot all have ``batch_size`` transitions."""
-        n_transitions, chunk = self.n_steps * self.n_envs, self.rollout_buffer.chunk_length
-        if self.policy.memory_actor and self.batch_size % chunk != 0:
-            rounded = max(self.batch_size // chunk, 1) * chunk
-            warnings.warn(
-                f"batch_size={self.batch_size} is not a multiple of the windows' {chunk} steps: "
-                f"minibatches of {rounded} transitions are used instead.",
-                stacklevel=4,
-            )
-        elif n_transitions % self.batch_size != 0:
-            warnings.warn(
-                f"batch_size={self.batch_size} is not a factor of n_steps * n_envs = {n_transitions} "
-                f"(n_steps={self.n_steps} and n_envs={self.n_envs}): the last minibatch of each epoch will be smaller.",
-                stacklevel=4,
-            )
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "recent_trajectories"]
@@ -358,7 +343,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             for i, transitions in enumerate(self.rollout_buffer.get(self.batch_size), start=1):
                 yield transitions
                 if i % MINIBATCHES_PER_CRITIC_STEP == 0:
-                    yield from (sample for sample, _ in zip(windows, range(1), strict=False))
+                    yield from islice(windows, 1)
         yield from windows
 
     def _losses(self, batch: RolloutBufferSamples | WindowSamples) -> dict[str, th.Tensor]:
@@ -448,7 +433,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If network arguments are given that differ from those in the file; the message says which
         """
         if "policy_kwargs" in kwargs:
-            check_same_network(_stored_policy_kwargs(path), kwargs["policy_kwargs"])
+            check_same_network(stored_policy_kwargs(path), kwargs["policy_kwargs"])
         return super().load(path, *args, **kwargs)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
@@ -461,7 +446,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If they belong to a network with other arguments; the message says which
         """
         if not isinstance(load_path_or_dict, dict):
-            check_same_network(_stored_policy_kwargs(load_path_or_dict), self.policy_kwargs)
+            check_same_network(stored_policy_kwargs(load_path_or_dict), self.policy_kwargs)
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def learn(
@@ -474,15 +459,6 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfAttentionActorCritic:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-
-def _stored_policy_kwargs(path: Any) -> dict[str, Any]:
-    """:return: The network arguments in a zip-file (a path, or an open file that is left where it was)"""
-    position = path.tell() if hasattr(path, "tell") else None
-    data, _, _ = load_from_zip_file(path, device="cpu")
-    if position is not None:
-        path.seek(position)
-    return dict((data or {}).get("policy_kwargs", {}))
 
 
 AAC = AttentionActorCritic

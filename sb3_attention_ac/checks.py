@@ -1,11 +1,13 @@
 """What can be wrong with the arguments, said at construction: what was given, what is allowed, what to do."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 
@@ -150,6 +152,41 @@ def check_rollout(
             f"rollout_buffer_class={buffer_class.__name__} does not keep trajectories: "
             "use TrajectoryRolloutBuffer, a subclass of it, or None."
         )
+
+
+def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_length: int | None) -> None:
+    """
+    Say once what the minibatches will be when they cannot all have ``batch_size`` transitions.
+
+    :param batch_size: Minibatch size
+    :param n_steps: Steps per environment in a rollout
+    :param n_envs: Number of environments
+    :param chunk_length: Steps that are kept together (memory actor), None if transitions are shuffled one by one
+    """
+    if chunk_length is not None and batch_size % chunk_length != 0:
+        warnings.warn(
+            f"batch_size={batch_size} is not a multiple of the windows' {chunk_length} steps: "
+            f"minibatches of {max(batch_size // chunk_length, 1) * chunk_length} transitions are used instead.",
+            stacklevel=4,
+        )
+    elif n_steps * n_envs % batch_size != 0:
+        warnings.warn(
+            f"batch_size={batch_size} is not a factor of n_steps * n_envs = {n_steps * n_envs} "
+            f"(n_steps={n_steps} and n_envs={n_envs}): the last minibatch of each epoch will be smaller.",
+            stacklevel=4,
+        )
+
+
+def stored_policy_kwargs(path: Any) -> dict[str, Any]:
+    """
+    :param path: A saved model: a path, or an open file, which is left where it was
+    :return: Its network arguments
+    """
+    position = path.tell() if hasattr(path, "tell") else None
+    data, _, _ = load_from_zip_file(path, device="cpu")
+    if position is not None:
+        path.seek(position)
+    return dict((data or {}).get("policy_kwargs", {}))
 
 
 def check_same_network(stored: dict[str, Any], given: dict[str, Any]) -> None:

@@ -177,3 +177,18 @@ def test_number_of_envs_may_change_at_load(tmp_path):
     AAC("MlpPolicy", random_env(n_envs=1), policy_kwargs=TINY, **SMALL).learn(10).save(tmp_path / "model")
     model = AAC.load(tmp_path / "model", env=random_env(n_envs=3), device="cpu")
     assert model.learn(30, reset_num_timesteps=False).num_timesteps == 40
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_every_epoch_sees_every_step_once(memory_actor):
+    """Actor and critic both: no transition is left out of an epoch, none comes twice."""
+    options = {**SMALL, "n_steps": 40, "batch_size": 10}
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": memory_actor}, **options).learn(80)
+    model.rollout_buffer.returns[:] = np.arange(80).reshape(40, 2)
+    model.rollout_buffer._targets = {}
+    batches = list(model._minibatches(True))
+    actor = [batch.returns.flatten() for batch in batches if not hasattr(batch, "windows")]
+    critic = [batch.returns.flatten() for batch in batches if hasattr(batch, "windows")]
+    assert len(actor) == (0 if memory_actor else 8) and len(critic) == (8 if memory_actor else 2)
+    for parts in filter(None, (actor, critic)):
+        assert th.cat(parts).sort().values.tolist() == list(range(80))
