@@ -66,7 +66,7 @@ class RecentTrajectories:
 
     def sample(self, n_windows: int, length: int) -> AuxiliaryBatch:
         """
-        Draw windows: a rollout with a chance in proportion to its trajectories in reach, then steps and environments evenly.
+        Draw windows: a rollout with a chance in proportion to its trajectories in reach, then windows around steps of these.
 
         :param n_windows: How many, N
         :param length: Steps in each, W; shortened to the rollout's
@@ -77,11 +77,14 @@ class RecentTrajectories:
         in_reach = np.clip(reach - newer, 0, [past.n_trajectories for past in self._past])
         choice = int(np.random.choice(len(self._past), p=in_reach / in_reach.sum()))
         past = self._past[choice]
-        n_steps, n_envs = past.returns.shape
+        n_steps = len(past.returns)
         length = min(length, n_steps)
         device = past.returns.device
-        start = th.as_tensor(np.random.randint(0, n_steps - length + 1, size=(n_windows, 1)), device=device)
-        env = th.as_tensor(np.random.randint(0, n_envs, size=(n_windows, 1)), device=device)
+        eligible = past.recency < int(in_reach[choice])  # [n_steps, E]
+        around = eligible.cpu().numpy().nonzero()
+        pick = np.random.randint(0, len(around[0]), size=n_windows)
+        first = (around[0][pick] - np.random.randint(0, length, size=n_windows)).clip(0, n_steps - length)
+        start, env = (th.as_tensor(index, device=device).unsqueeze(1) for index in (first, around[1][pick]))  # [N, 1]
         steps = start + th.arange(length, device=device)  # [N, W]
         rows = steps + past.rollout.rewards.shape[0] - n_steps
         return AuxiliaryBatch(
@@ -89,5 +92,5 @@ class RecentTrajectories:
             past.rollout.actions[rows, env],
             past.rollout.rewards[rows, env],
             past.returns[steps, env],
-            past.recency[steps, env] < int(in_reach[choice]),
+            eligible[steps, env],
         )

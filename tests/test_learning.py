@@ -1,0 +1,41 @@
+"""Learning, on real environments. Slow: minutes each."""
+
+import pytest
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_attention_ac import AAC
+
+FAST = {
+    "n_steps": 64,
+    "batch_size": 256,
+    "n_epochs": 10,
+    "gamma": 0.98,
+    "gae_lambda": 0.9,
+    "learning_rate": 1e-3,
+    "device": "cpu",
+}
+
+
+def score(model, env_id: str) -> float:
+    env = make_vec_env(env_id, n_envs=5, seed=1000)
+    mean, _ = evaluate_policy(model, env, n_eval_episodes=20, deterministic=True)
+    return float(mean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy_kwargs", [{}, {"memory_actor": True}])
+def test_cartpole(policy_kwargs):
+    env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
+    assert score(AAC("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, **FAST).learn(40_960), "CartPole-v1") > 400
+
+
+@pytest.mark.slow
+def test_save_load_continue(tmp_path):
+    """Two halves through a zip are as good as the whole in one go."""
+    env = make_vec_env("CartPole-v1", n_envs=8, seed=1)
+    whole = AAC("MlpPolicy", env, seed=1, **FAST).learn(20_480)
+    AAC("MlpPolicy", env, seed=1, **FAST).learn(10_240).save(tmp_path / "half")
+    halves = AAC.load(tmp_path / "half", env=env, device="cpu").learn(10_240, reset_num_timesteps=False)
+    assert halves.num_timesteps == whole.num_timesteps == 20_480
+    assert score(halves, "CartPole-v1") > 0.8 * score(whole, "CartPole-v1")
