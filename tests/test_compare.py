@@ -1,6 +1,7 @@
 """Comparison: everything around the runs, with made-up results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,9 @@ def test_tables_are_tidy(tmp_path: Path) -> None:
     assert json.loads(evaluations[keys].head(1).to_json(orient="records")) == [
         {"algorithm": "good", "environment": "A", "seed": 0, "point": 0}
     ]
+
+
+def test_report_says_who_trained_longer_than_asked(tmp_path: Path) -> None:
+    result = replace(make_result("good", "A", 0, (0.0, 1.0, 2.0)), steps=400)
+    page = write_report([result], (), REFERENCES, tmp_path, None).report.read_text()
+    assert "Unequal: good trained for 400 steps on A, 100 were asked for" in page

@@ -200,8 +200,8 @@ def test_ladder_runs(tmp_path: Path, variant: Variant) -> None:
 
 # ---- whole comparisons, in processes of their own
 
-COMPARISON = ["--algos", "ppo", "a2c", "--envs", "CartPole-v1", "Pendulum-v1", "--seeds", "3", "--n-jobs", "2"]
-COMPARISON += ["--steps", "512", "--evaluations", "2", "--episodes", "2"]
+COMPARISON = ["--algos", "ppo", "a2c", "--envs", "CartPole-v1", "MountainCar-v0", "--seeds", "3", "--n-jobs", "2"]
+COMPARISON += ["--steps", "256", "--evaluations", "2", "--episodes", "2"]
 TIMINGS = ["train_seconds", "evaluation_seconds", "steps_per_second"]
 
 
@@ -230,6 +230,7 @@ def wait_for(out: Path, count: int, process: "subprocess.Popen[bytes]") -> list[
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_killed_comparison_resumes(tmp_path: Path, uninterrupted: Path) -> None:
     with subprocess.Popen(command(tmp_path)) as process:
         wait_for(tmp_path, 4, process)
@@ -247,6 +248,7 @@ def test_killed_comparison_resumes(tmp_path: Path, uninterrupted: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the process of a run in /proc")
 def test_killed_run_is_named_and_the_rest_goes_on(tmp_path: Path, uninterrupted: Path) -> None:
     with subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE) as process:
@@ -281,6 +283,7 @@ def a_run_of(comparison: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_ray_gives_the_same_numbers(tmp_path: Path, uninterrupted: Path) -> None:
     pytest.importorskip("ray")
     subprocess.run(command(tmp_path, "--backend", "ray"), check=True)
@@ -288,6 +291,7 @@ def test_ray_gives_the_same_numbers(tmp_path: Path, uninterrupted: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_other_order_gives_the_same_numbers(tmp_path: Path, uninterrupted: Path) -> None:
     for path in uninterrupted.glob("runs/a2c/*/seed-[01]"):
         shutil.copytree(path, tmp_path / path.relative_to(uninterrupted))
@@ -296,6 +300,7 @@ def test_other_order_gives_the_same_numbers(tmp_path: Path, uninterrupted: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_no_finished_run_is_an_error(tmp_path: Path) -> None:
     variants = tmp_path / "broken.yml"
     variants.write_text("broken: {algo: ppo, hyperparams: {no_such_argument: 1}}")

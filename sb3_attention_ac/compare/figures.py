@@ -126,7 +126,7 @@ def improvement_matrix(improvements: pd.DataFrame) -> Figure:
 def aggregate_curves(curves: pd.DataFrame, steps: int) -> Figure:
     """
     :param curves: See :func:`~sb3_attention_ac.compare.statistics.aggregate_curves`
-    :param steps: Training steps at the last point
+    :param steps: Training steps asked for, those of the last point
     :return: IQM over all environments against steps
     """
     colours = palette(list(curves["algorithm"].unique()))

@@ -58,8 +58,9 @@ def write_report(
     ]
     texts += [] if seconds is None else [equal_seconds_table(evaluations, seconds)]
     texts.append(reference_table(references))
-    sentences = verdict(overall, pairs, cost_table(runs)) + _gaps(runs)
-    pictures = {name: _save(figure, out / "figures" / name) for name, figure in _draw(evaluations, overall, pairs).items()}
+    sentences = verdict(overall, pairs, cost_table(runs)) + _gaps(runs) + _excess(runs, results[0].job.protocol.steps)
+    drawn = _draw(evaluations, overall, pairs, results[0].job.protocol.steps)
+    pictures = {name: _save(figure, out / "figures" / name) for name, figure in drawn.items()}
     write_atomically(out / "table.md", _markdown(sentences, failures, texts))
     report = out / "report.html"
     write_atomically(report, _html(results, failures, sentences, texts, pictures))
@@ -80,14 +81,28 @@ def _gaps(runs: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _draw(evaluations: pd.DataFrame, overall: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Figure]:
+def _excess(runs: pd.DataFrame, asked: int) -> list[str]:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :param asked: Training steps asked for
+    :return: Where whole rollouts made training notably longer
+    """
+    longer = runs[runs["steps"] > 1.05 * asked].drop_duplicates(["algorithm", "environment"])
+    return [
+        f"Unequal: {row.algorithm} trained for {row.steps:,} steps on {row.environment}, {asked:,} were asked for; it "
+        "collects whole rollouts. Take more steps, or smaller rollouts."
+        for row in longer.itertuples()
+    ]
+
+
+def _draw(evaluations: pd.DataFrame, overall: pd.DataFrame, pairs: pd.DataFrame, steps: int) -> dict[str, Figure]:
     drawn = {"curves_steps": figures.learning_curves(mean_curves(evaluations, "steps"), "steps")}
     if len(overall):
         drawn["intervals"] = figures.summary_intervals(overall)
     if len(pairs):
         drawn["improvement"] = figures.improvement_matrix(pairs)
     if evaluations["environment"].nunique() > 1 and len(overall):
-        drawn["curves_all"] = figures.aggregate_curves(aggregate_curves(evaluations), int(evaluations["steps"].max()))
+        drawn["curves_all"] = figures.aggregate_curves(aggregate_curves(evaluations), steps)
     drawn["curves_seconds"] = figures.learning_curves(mean_curves(on_common_seconds(evaluations), "seconds"), "seconds")
     return drawn
 

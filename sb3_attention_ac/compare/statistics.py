@@ -153,7 +153,7 @@ def mean_curves(evaluations: pd.DataFrame, against: str) -> pd.DataFrame:
     for (algorithm, env), group in evaluations.groupby(["algorithm", "environment"], sort=False):
         mean, low, high = mean_interval(group.pivot(index="seed", columns="point", values="score").to_numpy(dtype=np.float64))
         columns = {against: group.groupby("point")[against].mean(), "mean": mean, "low": low, "high": high}
-        parts.append(pd.DataFrame(columns).assign(algorithm=algorithm, environment=env))
+        parts.append(pd.DataFrame({"algorithm": str(algorithm), "environment": str(env), **columns}))
     return pd.concat(parts, ignore_index=True)
 
 

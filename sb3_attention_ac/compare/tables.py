@@ -97,8 +97,8 @@ def on_common_seconds(evaluations: pd.DataFrame, points: int = 50) -> pd.DataFra
         times = np.linspace(0, group.groupby("seed")["seconds"].max().min(), points)
         for seed, curve in group.groupby("seed"):
             scores = np.interp(times, curve["seconds"], curve["score"])
-            columns = {"point": range(points), "seconds": times, "score": scores}
-            parts.append(pd.DataFrame(columns).assign(algorithm=algorithm, environment=env, seed=seed))
+            columns = {"seed": seed, "point": range(points), "seconds": times, "score": scores}
+            parts.append(pd.DataFrame({"algorithm": str(algorithm), "environment": str(env), **columns}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -86,11 +86,11 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame) -> Table:
         ("final", "optimality gap", "optimality gap ↓"),
     ]
     wanted += [("area", "IQM", "whole-curve IQM ↑")]
-    cells = summaries.set_index(["algorithm", "score", "summary"])
+    cells = {(row["algorithm"], row["score"], row["summary"]): row for _, row in summaries.iterrows()}
     rows, values = [], []
     for algorithm, cost in cost_table(runs).iterrows():
         keys = [(str(algorithm), score, summary) for score, summary, _ in wanted]
-        known = [cells.loc[key] if key in cells.index else None for key in keys]
+        known = [cells.get(key) for key in keys]
         texts = [MISSING if row is None else with_interval(row, "value", digits=2) for row in known]
         values.append([float("nan") if row is None else float(row["value"]) for row in known])
         costs = [
@@ -133,11 +133,11 @@ def task_table(runs: pd.DataFrame, column: str, title: str, note: str) -> Table:
     :param note: How to read it
     :return: One row per environment, one column per algorithm
     """
-    cells = per_task(runs, column).set_index(["environment", "algorithm"])
+    cells = {(row["environment"], row["algorithm"]): row for _, row in per_task(runs, column).iterrows()}
     algorithms = list(runs["algorithm"].unique())
     rows, values = [], []
     for env in runs["environment"].unique():
-        known = [cells.loc[(env, algorithm)] if (env, algorithm) in cells.index else None for algorithm in algorithms]
+        known = [cells.get((env, algorithm)) for algorithm in algorithms]
         rows.append([str(env), *(MISSING if row is None else with_interval(row, "mean") for row in known)])
         values.append([float("nan") if row is None else float(row["mean"]) for row in known])
     # The best of a row, here

@@ -74,10 +74,11 @@ def _number(row: pd.Series) -> str:
 
 
 def _cost(best: str, costs: pd.DataFrame) -> str:
-    minutes = dict(zip(map(str, costs.index), costs["minutes"], strict=True))
+    names = [str(name) for name in costs.index]
+    minutes: dict[str, float] = dict(zip(names, costs["minutes"], strict=True))
+    speeds: dict[str, float] = dict(zip(names, costs["steps_per_second"], strict=True))
     ratios = [f"{minutes[best] / other:.2g} times that of {name}" for name, other in minutes.items() if name != best]
-    speed = f"{costs.loc[best, 'steps_per_second']:,.0f}"
-    return f"Cost: {best} trains at {speed} steps/s; its training time is {', '.join(ratios)}."
+    return f"Cost: {best} trains at {speeds[best]:,.0f} steps/s; its training time is {', '.join(ratios)}."
 
 
 def _caution(final: pd.DataFrame) -> list[str]:
