@@ -1,0 +1,380 @@
+"""
+Steps per second and peak memory of AttentionActorCritic, of SB3's algorithms, and of the environments alone.
+
+    python benchmarks/throughput.py
+    python benchmarks/throughput.py --envs HalfCheetah-v5 --n-envs 8
+    python benchmarks/throughput.py --algos aac-memory ppo_lstm --envs CartPole-v1 --n-envs 8
+    python benchmarks/throughput.py --sweep context_length --envs CartPole-v1 --n-envs 8
+
+Every algorithm runs in a process of its own, one process at a time, and the repetitions are interleaved (A B C A B C ...), so
+that a machine which gets slower or faster does so for all of them. All algorithms have the same n_steps, batch size, epochs
+and width; A2C, which has neither minibatches nor epochs, has the n_steps of its own defaults. "random" steps the environments
+with random actions; its process has loaded the same libraries, so its peak memory is what the others start from.
+"""
+
+import argparse
+import contextlib
+import functools
+import itertools
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ALGORITHMS = ("aac", "ppo", "a2c", "random", "aac-memory", "ppo_lstm")
+SWEEPS: dict[str, list[int]] = {
+    "context_length": [8, 16, 32, 64, 128],
+    "d_model": [16, 32, 64, 128, 256],
+    "n_layers": [1, 2, 4, 8],
+    "n_envs": [1, 2, 4, 8, 16],
+    "n_steps": [64, 128, 256, 512, 1024],
+}
+NETWORK_SWEEPS = ("context_length", "d_model", "n_layers")
+
+
+class Setup(NamedTuple):
+    """
+    What to measure.
+
+    :param algo: One of ``ALGORITHMS``
+    :param env: Environment ID
+    :param n_envs: Number of environments
+    :param n_steps: Steps of each environment in a rollout
+    :param batch_size: Minibatch size
+    :param n_epochs: Number of epochs
+    :param device: PyTorch device
+    :param threads: Number of PyTorch threads
+    :param network: Network arguments of AttentionActorCritic, name and value
+    """
+
+    algo: str
+    env: str
+    n_envs: int
+    n_steps: int
+    batch_size: int
+    n_epochs: int
+    device: str
+    threads: int
+    network: tuple[tuple[str, int], ...] = ()
+
+
+class Measurement(NamedTuple):
+    """
+    :param steps: Number of steps, over all environments
+    :param seconds: Time they took
+    :param collecting: Part of it spent in ``collect_rollouts()``
+    :param training: Part of it spent in ``train()``
+    :param peak_mib: The most memory the process has used so far
+    """
+
+    steps: int
+    seconds: float
+    collecting: float
+    training: float
+    peak_mib: float
+
+
+class Result(NamedTuple):
+    """
+    Medians over repetitions.
+
+    :param setup: What was measured
+    :param whole: Steps per second of training as a whole
+    :param spread: Lowest and highest of the repetitions
+    :param collecting: Steps per second of collecting alone
+    :param training: Steps per second of the updates alone, infinite if there are none
+    :param peak_mib: The most memory the process has used
+    """
+
+    setup: Setup
+    whole: float
+    spread: tuple[float, float]
+    collecting: float
+    training: float
+    peak_mib: float
+
+
+# --- in the process of one algorithm ------------------------------------------------------------------------------------
+
+
+def _make_model(setup: Setup) -> Any:
+    import torch as th
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3 import A2C, PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from sb3_attention_ac import AAC
+
+    th.set_num_threads(setup.threads)
+    env = make_vec_env(setup.env, n_envs=setup.n_envs, seed=0)
+    if setup.algo == "random":
+        return env
+    common = {"seed": 0, "device": setup.device}
+    if setup.algo == "a2c":
+        return A2C("MlpPolicy", env, **common)  # type: ignore[arg-type]
+    common |= {"n_steps": setup.n_steps, "batch_size": setup.batch_size, "n_epochs": setup.n_epochs}
+    if setup.algo == "ppo":
+        return PPO("MlpPolicy", env, **common)  # type: ignore[arg-type]
+    if setup.algo == "ppo_lstm":
+        width = {"lstm_hidden_size": dict(setup.network).get("d_model", 64)}
+        return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=width, **common)  # type: ignore[arg-type]
+    network = {**dict(setup.network), "memory_actor": setup.algo == "aac-memory"}
+    return AAC("MlpPolicy", env, policy_kwargs=network, **common)  # type: ignore[arg-type]
+
+
+def _timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = method(*args, **kwargs)
+        spent.append(time.perf_counter() - start)
+        return result
+
+    return call
+
+
+def _train(model: Any, steps: int) -> Measurement:
+    collecting: list[float] = []
+    training: list[float] = []
+    wrapped = {"collect_rollouts": collecting, "train": training}
+    for name, spent in wrapped.items():
+        setattr(model, name, _timed(getattr(type(model), name).__get__(model), spent))
+    before, start = model.num_timesteps, time.perf_counter()
+    model.learn(steps, reset_num_timesteps=False)
+    seconds = time.perf_counter() - start
+    return Measurement(model.num_timesteps - before, seconds, sum(collecting), sum(training), _peak_mib())
+
+
+def _step_randomly(env: Any, steps: int) -> Measurement:
+    env.reset()
+    actions = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(64)]
+    start, n_steps = time.perf_counter(), -(-steps // env.num_envs)
+    for step in range(n_steps):
+        env.step(actions[step % len(actions)])
+    seconds = time.perf_counter() - start
+    return Measurement(n_steps * env.num_envs, seconds, seconds, 0.0, _peak_mib())
+
+
+def _peak_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _run(setup: Setup, model: Any, steps: int) -> Measurement:
+    return _step_randomly(model, steps) if setup.algo == "random" else _train(model, steps)
+
+
+@functools.cache
+def _warm_model(setup: Setup) -> Any:
+    model = _make_model(setup)
+    _run(setup, model, 1)  # one rollout that does not count
+    return model
+
+
+def measure(setup: Setup, steps: int) -> Measurement:
+    """
+    One repetition, called in the setup's own process. The repetitions train the same model further.
+
+    :param setup: What to measure
+    :param steps: Number of steps, over all environments
+    :return: What they took
+    """
+    return _run(setup, _warm_model(setup), steps)
+
+
+def describe_machine(command: str) -> str:
+    """
+    Called in a process of its own: a process inherits the peak memory of the one that starts it, which must stay small.
+
+    :param command: Command line
+    :return: Versions and hardware
+    """
+    from sb3_attention_ac.compare.provenance import provenance
+
+    made = provenance(command)
+    hardware = ", ".join(f"{name} {value}" for name, value in made["hardware"].items() if value and name != "machine")
+    versions = ", ".join(f"{name} {value}" for name, value in made["versions"].items())
+    return f"- {made['time']}, revision {made['git_revision']}, `{command}`\n- {hardware}\n- {versions}"
+
+
+# --- in the process of the benchmark --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def own_process() -> Iterator[ProcessPoolExecutor]:
+    """A fresh process that lives as long as the context"""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+        yield process
+
+
+def measure_interleaved(setups: list[Setup], steps: int, repeats: int) -> list[Result]:
+    """
+    :param setups: What to compare
+    :param steps: Steps of a repetition
+    :param repeats: Number of repetitions
+    :return: The result of each setup
+    """
+    measurements: list[list[Measurement]] = [[] for _ in setups]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(own_process()) for _ in setups]
+        for _ in range(repeats):
+            for setup, process, done in zip(setups, processes, measurements, strict=True):
+                done.append(process.submit(measure, setup, steps).result())
+    return [summarize(setup, done) for setup, done in zip(setups, measurements, strict=True)]
+
+
+def summarize(setup: Setup, measurements: list[Measurement]) -> Result:
+    """
+    :param setup: What was measured
+    :param measurements: Its repetitions
+    :return: The medians
+    """
+    rates = [m.steps / m.seconds for m in measurements]
+    training = [m.steps / m.training if m.training > 0 else float("inf") for m in measurements]
+    return Result(
+        setup,
+        statistics.median(rates),
+        (min(rates), max(rates)),
+        statistics.median(m.steps / m.collecting for m in measurements),
+        statistics.median(training),
+        max(m.peak_mib for m in measurements),
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """
+    :param header: Names of the columns
+    :param rows: Cells
+    :return: A Markdown table
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(f"| {' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))} |" for line in lines)
+
+
+def comparison_table(results: list[Result]) -> str:
+    """
+    :param results: Results on one environment
+    :return: Steps per second, their ratio to PPO's, and peak memory
+    """
+    ppo = next((result for result in results if result.setup.algo == "ppo"), None)
+    rows = []
+    for result in results:
+        ratios = ["-", "-"]
+        if ppo is not None:
+            ratios = [f"{result.whole / ppo.whole:.2f}", f"{result.collecting / ppo.collecting:.2f}"]
+        low, high = result.spread
+        whole = [f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}", ratios[0], f"{result.collecting:.0f}", ratios[1]]
+        rows.append([result.setup.algo, *whole, f"{result.peak_mib:.0f}"])
+    return table(["algorithm", "steps/s", "range", "x PPO", "collecting steps/s", "x PPO", "peak MiB"], rows)
+
+
+def growth_exponent(sizes: list[int], costs: list[float]) -> float:
+    """
+    :param sizes: Values of a setting
+    :param costs: What a step costs with each
+    :return: The slope of log cost over log size by least squares: cost grows like size to this power
+    """
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
+    """
+    :param name: The setting that is changed
+    :param sizes: Its values
+    :param results: The result of each
+    :return: Microseconds per step for each value, and below the exponents of their growth
+    """
+    costs = [[1e6 / rate for rate in (r.whole, r.collecting, r.training)] for r in results]
+    rows = [
+        [str(size), *(f"{cost:.0f}" for cost in row), f"{result.peak_mib:.0f}"]
+        for size, row, result in zip(sizes, costs, results, strict=True)
+    ]
+    if len(sizes) > 1:
+        exponents = [growth_exponent(sizes, list(column)) for column in zip(*costs, strict=True)]
+        rows.append(["exponent", *(f"{exponent:.2f}" for exponent in exponents), "-"])
+    return table([name, "us/step", "collecting us/step", "training us/step", "peak MiB"], rows)
+
+
+def conditions(args: argparse.Namespace) -> str:
+    """
+    :param args: Arguments of the command line
+    :return: Versions, hardware and settings
+    """
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    with own_process() as process:
+        machine: str = process.submit(describe_machine, f"python {' '.join(sys.argv)}").result()
+    return (
+        f"{machine}\n- load average before: {load}\n- medians of {args.repeats} interleaved repetitions of "
+        f"{args.steps} steps; {args.threads} PyTorch thread(s), device {args.device}\n"
+        f"- n_steps {args.n_steps}, batch size {args.batch_size}, {args.n_epochs} epochs"
+    )
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """
+    :param arguments: None for those of the command line
+    :return: The options
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--envs", nargs="+", default=["CartPole-v1", "LunarLander-v3"], help="Environment IDs")
+    parser.add_argument("--n-envs", nargs="+", type=int, default=[1, 8], help="Numbers of environments")
+    parser.add_argument("--algos", nargs="+", choices=ALGORITHMS, default=["aac", "ppo", "a2c", "random"])
+    parser.add_argument("--steps", type=int, default=20_000, help="Steps of a repetition, over all environments")
+    parser.add_argument("--repeats", type=int, default=5, help="Number of repetitions")
+    parser.add_argument("--threads", type=int, default=1, help="Number of PyTorch threads")
+    parser.add_argument("--device", default="cpu", help="PyTorch device")
+    parser.add_argument("--n-steps", type=int, default=256, help="Steps of each environment in a rollout (not of A2C)")
+    parser.add_argument("--batch-size", type=int, default=64, help="Minibatch size")
+    parser.add_argument("--n-epochs", type=int, default=10, help="Number of epochs")
+    parser.add_argument("--sweep", choices=list(SWEEPS), help="Change this setting instead; costs are those of --algos")
+    parser.add_argument("--sizes", nargs="+", type=int, help="Values of the setting (default: five or so powers of two)")
+    parser.add_argument("--out", type=Path, help="Also write a Markdown file")
+    return parser.parse_args(arguments)
+
+
+def _sweep_setup(setup: Setup, name: str, size: int) -> Setup:
+    if name in NETWORK_SWEEPS:
+        return setup._replace(network=((name, size),))
+    return setup._replace(**{name: size})  # type: ignore[arg-type]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """
+    :param arguments: None for those of the command line
+    """
+    args = parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes that are started
+    texts = ["# Throughput", conditions(args)]
+    print(texts[1], flush=True)
+
+    def report(title: str, text: str) -> None:
+        texts.extend([f"## {title}", text])
+        print(f"\n{title}\n\n{text}", flush=True)
+
+    for env, n_envs in itertools.product(args.envs, args.n_envs[:1] if args.sweep == "n_envs" else args.n_envs):
+        hyperparams = (args.n_steps, args.batch_size, args.n_epochs, args.device, args.threads)
+        setups = [Setup(algo, env, n_envs, *hyperparams) for algo in args.algos]
+        if args.sweep is None:
+            results = measure_interleaved(setups, args.steps, args.repeats)
+            report(f"{env}, {n_envs} environment(s)", comparison_table(results))
+            continue
+        sizes = args.sizes or SWEEPS[args.sweep]
+        for setup in setups:
+            swept = [_sweep_setup(setup, args.sweep, size) for size in sizes]
+            results = measure_interleaved(swept, args.steps, args.repeats)
+            where = env if args.sweep == "n_envs" else f"{env}, {n_envs} environment(s)"
+            report(f"{setup.algo} on {where}: cost over {args.sweep}", sweep_table(args.sweep, sizes, results))
+    if args.out is not None:
+        args.out.write_text("\n\n".join(texts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

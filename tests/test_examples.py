@@ -1,0 +1,84 @@
+"""Every example runs, with few steps."""
+
+import functools
+import importlib
+import runpy
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run_example(name: str, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+    return run_example
+
+
+@pytest.mark.slow
+def test_train_evaluate_inspect(run, tmp_path, capsys):
+    run("train.py", "--steps", "256")
+    assert (tmp_path / "aac_cartpole.zip").is_file()
+    run("evaluate.py", "--episodes", "2", "--steps", "5")
+    printed = capsys.readouterr().out
+    assert "Mean reward: " in printed and "Mean reward per step: 1.00" in printed
+    run("inspect_attention.py", "--model", "aac_cartpole", "--env", "CartPole-v1", "--network", "critic", "--length", "20")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"attention.png", "values.png"}
+
+
+@pytest.mark.slow
+def test_compare_ppo_a2c(run, capsys):
+    run("compare_ppo_a2c.py", "--steps", "256", "--episodes", "2")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["PPO", "A2C", "AttentionActorCritic"]
+
+
+@pytest.mark.slow
+def test_inspect_attention_with_memory(run, tmp_path):
+    run("inspect_attention.py", "--steps", "1024", "--length", "12", "--out", "memory.png")
+    assert (tmp_path / "memory.png").is_file()
+
+
+@pytest.fixture
+def throughput(monkeypatch):
+    """The benchmark, in threads of this process: starting others and importing everything there takes long"""
+    monkeypatch.syspath_prepend(EXAMPLES.parent / "benchmarks")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    module = importlib.import_module("throughput")
+    monkeypatch.setattr(module, "own_process", functools.partial(ThreadPoolExecutor, max_workers=1))
+    return module
+
+
+SMALL = "--envs CartPole-v1 --n-envs 2 --steps 16 --repeats 2 --n-steps 8 --n-epochs 1 --batch-size 8".split()
+
+
+@pytest.mark.slow
+def test_throughput(throughput, tmp_path):
+    throughput.main([*SMALL, "--algos", *throughput.ALGORITHMS, "--out", str(tmp_path / "speed.md")])
+    text = (tmp_path / "speed.md").read_text()
+    assert "## CartPole-v1, 2 environment(s)" in text and "torch" in text
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| ")][1:]
+    rows = [row for row in rows if row[1] in throughput.ALGORITHMS]
+    assert [row[1] for row in rows] == list(throughput.ALGORITHMS)
+    assert rows[1][4] == rows[1][6] == "1.00"  # PPO beside itself
+    assert all(float(row[2]) > 0 and float(row[7]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["context_length", "n_envs", "n_steps"])
+def test_throughput_sweep(throughput, name, capsys):
+    throughput.main([*SMALL, "--algos", "aac", "--sweep", name, "--sizes", "4", "8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[-3:]] == ["4", "8", "exponent"]
+
+
+def test_growth_exponent(throughput):
+    assert throughput.growth_exponent([2, 4, 8], [3.0, 12.0, 48.0]) == pytest.approx(2)
