@@ -1,5 +1,6 @@
 """Acting with memory: observations in, actions out, one step of every environment at a time."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,40 @@ from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim
 
 if TYPE_CHECKING:
     from sb3_attention_ac.policies import AttentionActorCriticPolicy
+
+
+STATELESS_CALLS = 20
+
+
+class StatelessCalls:
+    """Notices the classic silent mistake: predicting step after step without passing the memory on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def note(self, state: Any, episode_start: np.ndarray | None) -> None:
+        """
+        Warn, once, when so many calls in a row came without a state. Calls that say a new episode starts do not count.
+
+        :param state: What ``predict`` was given
+        :param episode_start: Likewise
+        """
+        if episode_start is not None and np.all(episode_start):
+            return
+        if state is not None:
+            self.count = 0 if self.count < STATELESS_CALLS else self.count  # once warned, silent
+        elif self.count < STATELESS_CALLS:
+            self.count += 1
+            if self.count == STATELESS_CALLS:
+                warnings.warn(
+                    f"predict() was called {STATELESS_CALLS} times in a row with state=None on a memory actor: "
+                    "it starts without a past each time. Pass the state on, and say where episodes start:\n"
+                    "    state, episode_start = None, np.ones(vec_env.num_envs, dtype=bool)\n"
+                    "    while True:\n"
+                    "        action, state = model.predict(obs, state, episode_start)\n"
+                    "        obs, rewards, episode_start, infos = vec_env.step(action)",
+                    stacklevel=4,
+                )
 
 
 class MemoryActor:

@@ -23,7 +23,7 @@ from sb3_attention_ac.checks import (
     check_same_network,
     check_spaces,
     resolve_aux_loss,
-    stored_policy_kwargs,
+    stored_network,
     warn_about_batch_size,
 )
 from sb3_attention_ac.estimates import estimate_rollout
@@ -169,6 +169,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.mask_ratio = mask_ratio
         self.temperature = temperature
         self.n_trajectories = n_trajectories
+        self._n_iterations = 0
         self._check_arguments(policy)
         if _init_setup_model:
             self._setup_model()
@@ -234,7 +235,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._maybe_recommend_cpu("AttentionActorCriticPolicy")
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "recent_trajectories"]
+        return [*super()._excluded_save_params(), "recent_trajectories", "_log"]
 
     # --- collecting -------------------------------------------------------------------------------------------------------
 
@@ -303,19 +304,24 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if self.policy.auxiliary is not None:
             self.recent_trajectories.add(self.rollout_buffer)
         self._log = TrainingLog()
+        self._n_iterations += 1
         actor_may_move = True
         for epoch in range(self.n_epochs):
             for batch in self._minibatches(actor_may_move):
+                if not actor_may_move and isinstance(batch, RolloutBufferSamples):
+                    continue
                 losses = self._losses(batch)
-                if self._kl_exceeded():
+                if "policy_gradient_loss" in losses and self._kl_exceeded():
                     actor_may_move = False
                     if self.verbose >= 1:
                         print(f"Early stopping of the actor at epoch {epoch} due to reaching max kl")
-                    break
+                    if self.policy.memory_actor:
+                        break  # actor and critic move together
+                    continue
                 self._optimize(losses)
             self._n_updates += 1
             if not actor_may_move and self.policy.memory_actor:
-                break  # actor and critic move together
+                break
         self._log.record(self.logger, self.rollout_buffer.values, self.rollout_buffer.returns, self.n_epochs)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
@@ -360,7 +366,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             losses |= self._actor_losses(batch, memory_log_prob, entropy)
         if self.policy.auxiliary is not None:
             n_windows, length = batch.windows.episode_ids.shape
-            drawn = self.recent_trajectories.sample(max(n_windows // 2, 1), length)
+            drawn = self.recent_trajectories.sample(max(n_windows // 2, 2), length)
             auxiliary = self.policy.auxiliary(self.policy, drawn, self.mask_ratio)
             for name, (loss, baseline) in auxiliary.items():
                 self._log.add(f"aux_{name}_loss", loss)
@@ -407,7 +413,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if not th.isfinite(loss + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
             raise FloatingPointError(
-                f"{culprit} is not finite at iteration {self._n_updates // self.n_epochs + 1} "
+                f"{culprit} is not finite at iteration {self._n_iterations} "
                 f"({self.num_timesteps} timesteps): training stopped before the optimizer step, the parameters are the last "
                 "good ones and the model can be saved. Check rewards and observations for NaN or infinity, or use a smaller "
                 "learning_rate."
@@ -432,8 +438,11 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :return: New model with the parameters of the file
         :raises ValueError: If network arguments are given that differ from those in the file; the message says which
         """
-        if "policy_kwargs" in kwargs:
-            check_same_network(stored_policy_kwargs(path), kwargs["policy_kwargs"])
+        if "policy_kwargs" in kwargs or "aux_loss" in kwargs:
+            stored = stored_network(path)
+            policy_kwargs = {name: value for name, value in stored.items() if name != "aux_loss"}
+            aux_loss = kwargs.get("aux_loss", stored["aux_loss"])
+            check_same_network(stored, {**kwargs.get("policy_kwargs", policy_kwargs), "aux_loss": aux_loss})
         return super().load(path, *args, **kwargs)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
@@ -446,7 +455,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If they belong to a network with other arguments; the message says which
         """
         if not isinstance(load_path_or_dict, dict):
-            check_same_network(stored_policy_kwargs(load_path_or_dict), self.policy_kwargs)
+            check_same_network(stored_network(load_path_or_dict), {**self.policy_kwargs, "aux_loss": self.aux_loss})
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def learn(

@@ -125,6 +125,8 @@ class MaskedPrediction(nn.Module):
         _, mlp = policy.encoder_trunk()
         for source, key in ((policy.vf_features_extractor, self.key_extractor), (mlp, self.key_mlp)):
             polyak_update(source.parameters(), key.parameters(), tau)
+            for buffer, key_buffer in zip(source.buffers(), key.buffers(), strict=True):
+                key_buffer.copy_(buffer)
 
     def forward(
         self, policy: "AttentionActorCriticPolicy", batch: AuxiliaryBatch, mask_ratio: float

@@ -193,7 +193,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         storage["rewards"][row] = reward
         storage["episode_starts"][row] = episode_start
         # Every episode of an environment gets the next number
-        storage["episode_ids"][row] = storage["episode_ids"][row - 1] + (np.asarray(episode_start) > 0)
+        storage["episode_ids"][row] = np.maximum(storage["episode_ids"][row - 1], 0) + (np.asarray(episode_start) > 0)
         if value is not None:
             self.values[self.pos] = value.detach().cpu().numpy().flatten()
         if log_prob is not None:
@@ -248,8 +248,9 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             self._tensors = self._to_tensors()
         return self._tensors
 
-    def _to_tensors(self) -> RolloutTensors:
-        storage = self._storage
+    def _to_tensors(self, n_rows: int | None = None) -> RolloutTensors:
+        """The first rows of the storage (all of them if None), on the device"""
+        storage = {name: map_obs(lambda array: array[:n_rows], stored) for name, stored in self._storage.items()}
         return RolloutTensors(
             map_obs(self._to_device, storage["observations"]),
             self._to_device(storage["actions"]).float(),
@@ -296,8 +297,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         envs = th.arange(self.n_envs, device=self.device).unsqueeze(1)
         rows = th.arange(1, row + 1, device=self.device).expand(self.n_envs, -1)  # [n_envs, n_context + 1]
         storage["episode_ids"][row] = storage["episode_ids"][row - 1]
-        windows = self._to_tensors().windows(rows, envs)
-        return windows
+        return self._to_tensors(row + 1).windows(rows, envs)
 
     def _grid(self, starts: np.ndarray, envs: np.ndarray, length: int) -> tuple[th.Tensor, th.Tensor]:
         """:return: The steps [N, length] and the environments [N, 1] of chunks"""

@@ -177,22 +177,23 @@ def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_leng
         )
 
 
-def stored_policy_kwargs(path: Any) -> dict[str, Any]:
+def stored_network(path: Any) -> dict[str, Any]:
     """
     :param path: A saved model: a path, or an open file, which is left where it was
-    :return: Its network arguments
+    :return: The arguments that shape its network: ``policy_kwargs``, and ``aux_loss``, which adds heads
     """
     position = path.tell() if hasattr(path, "tell") else None
     data, _, _ = load_from_zip_file(path, device="cpu")
     if position is not None:
         path.seek(position)
-    return dict((data or {}).get("policy_kwargs", {}))
+    data = data or {}
+    return {**data.get("policy_kwargs", {}), "aux_loss": data.get("aux_loss")}
 
 
 def check_same_network(stored: dict[str, Any], given: dict[str, Any]) -> None:
     """
-    :param stored: ``policy_kwargs`` in a file
-    :param given: ``policy_kwargs`` given instead
+    :param stored: Network arguments in a file
+    :param given: Network arguments here
     :raises ValueError: If they differ; the message says which
     """
     missing = object()
@@ -203,4 +204,4 @@ def check_same_network(stored: dict[str, Any], given: dict[str, Any]) -> None:
             texts = ["not set" if value is missing else repr(value) for value in (old, new)]
             differences.append(f"{name}: {texts[0]} in the file, {texts[1]} here")
     if differences:
-        raise ValueError(f"The network arguments (policy_kwargs) differ: {'; '.join(differences)}. Use those of the file.")
+        raise ValueError(f"The network arguments differ: {'; '.join(differences)}. Use those of the file.")

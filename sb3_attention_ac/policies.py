@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_attention_ac.acting import MemoryActor
+from sb3_attention_ac.acting import MemoryActor, StatelessCalls
 from sb3_attention_ac.auxiliary import MaskedPrediction
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.checks import check_network
@@ -127,6 +127,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+        self.stateless_calls = StatelessCalls()
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -395,6 +396,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         if not self.memory_actor:
             return super().predict(observation, state, episode_start, deterministic)
         self.set_training_mode(False)
+        self.stateless_calls.note(state, episode_start)
         obs, vectorized_env = self.obs_to_tensor(observation)
         n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         actor = MemoryActor(self)

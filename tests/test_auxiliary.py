@@ -96,7 +96,7 @@ def test_draws_from_the_most_recent_trajectories(n_trajectories):
         recent.add(buffer)
         counts.append(trajectory_recency(buffer.episode_ids)[1])
     seen = set()
-    for _ in range(60):
+    for _ in range(40):
         batch = recent.sample(4, 6)
         seen |= {int(r) for r in batch.returns.unique()}
         assert batch.eligible.any()

@@ -99,6 +99,9 @@ def test_other_network_arguments_at_load(tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="d_model: 8 in the file, 16 here"):
         AAC.load(tmp_path / "model", env=random_env(), policy_kwargs={**TINY, "d_model": 16})
+    with pytest.raises(ValueError, match="aux_loss: None in the file, 'value' here"):
+        AAC.load(tmp_path / "model", env=random_env(), aux_loss="value")
+    assert AAC.load(tmp_path / "model", env=random_env(), policy_kwargs=TINY, learning_rate=1e-4).learning_rate == 1e-4
     other = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "d_model": 16}, **SMALL)
     with pytest.raises(ValueError, match="d_model: 8 in the file, 16 here"):
         other.set_parameters(tmp_path / "model")

@@ -9,7 +9,7 @@ from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, next_obs
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.memory import TrajectoryStepper
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=8, deadline=None)  # each of many combinations
 
 
 def stepped_rollout(policy, buffer, rng, starts, episode_end) -> tuple[np.ndarray, list[th.Tensor]]:

@@ -13,7 +13,7 @@ from sb3_attention_ac import encoder as encoder_module
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.trajectory import TrajectoryWindows, attention_mask
 
-FEW = settings(max_examples=30, deadline=None)
+FEW = settings(max_examples=20, deadline=None)
 
 
 def perturbed(windows: TrajectoryWindows, where: th.Tensor) -> TrajectoryWindows:

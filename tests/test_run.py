@@ -192,3 +192,17 @@ def test_every_epoch_sees_every_step_once(memory_actor):
     assert len(actor) == (0 if memory_actor else 8) and len(critic) == (8 if memory_actor else 2)
     for parts in filter(None, (actor, critic)):
         assert th.cat(parts).sort().values.tolist() == list(range(80))
+
+
+def test_target_kl_stops_the_mlp_actor_but_not_the_critic():
+    model = AAC("MlpPolicy", random_env(), policy_kwargs=TINY, target_kl=1e-9, **{**SMALL, "n_epochs": 3, "n_steps": 40})
+    policy = model.policy
+    before = policy.value_net.weight.clone()
+    steps = []
+    optimize = model._optimize
+    model._optimize = lambda losses: (steps.append(set(losses)), optimize(losses))
+    model.learn(80)
+    # The first actor minibatch has a ratio of one; the second exceeds the limit; the critic has 2 minibatches in each epoch
+    assert sum("policy_gradient_loss" in names for names in steps) == 1
+    assert sum("value_loss" in names for names in steps) == 3 * 2
+    assert not th.equal(policy.value_net.weight, before)

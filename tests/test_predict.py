@@ -1,0 +1,112 @@
+"""Acting with a memory that is passed in and out."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from test_run import ACTION_SPACES, SMALL, TINY, random_env
+
+from sb3_attention_ac import AAC
+
+
+@pytest.fixture
+def model():
+    return AAC("MlpPolicy", random_env(n_envs=3), policy_kwargs={**TINY, "memory_actor": True}, **SMALL).learn(30)
+
+
+def observations(n_steps, n_envs=3, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (n_steps, n_envs, 3)).astype(np.float32)
+
+
+def states_after(model, obs, starts):
+    state, states = None, []
+    for o, s in zip(obs, starts, strict=True):
+        _, state = model.predict(o, state, s, deterministic=True)
+        states.append(state)
+    return states
+
+
+def test_state_is_a_value(model):
+    """Calls do not change the state they are given; it is plain numpy, and goes through pickle."""
+    obs = observations(8)
+    _, state = model.predict(obs[0])
+    kept = pickle.loads(pickle.dumps(state))
+    first = model.predict(obs[1], state, deterministic=True)
+    second = model.predict(obs[1], kept, deterministic=True)
+    for a, b, c in zip(state, kept, first[1], strict=True):
+        assert isinstance(a, np.ndarray)
+        np.testing.assert_array_equal(a, b)
+        assert len(c) == 3
+    np.testing.assert_array_equal(first[0], second[0])
+
+
+def test_environments_do_not_mix(model):
+    """One environment cut out of a batch goes on as it would have in it, over chunk borders and resets."""
+    obs, starts = observations(20), np.random.default_rng(1).random((20, 3)) < 0.15
+    together = states_after(model, obs, starts)
+    state = tuple(array[1:2] for array in together[6])
+    for step in range(7, 20):
+        _, state = model.predict(obs[step, 1:2], state, starts[step, 1:2], deterministic=True)
+        for alone, batched in zip(state, together[step], strict=True):
+            np.testing.assert_allclose(alone[0], batched[1], atol=1e-5)
+
+
+def test_episode_start_forgets(model):
+    """After a reset the past is gone; without episode_start nothing is reset."""
+    past, other_past, obs = observations(7, seed=1), observations(7, seed=2), observations(1)[0]
+
+    def logits(history, start):
+        state = states_after(model, history, [None] * len(history))[-1]
+        return model.predict(obs, state, start, deterministic=True)[1][2][:, :, :, 5 + 2]  # keys of a fixed slot
+
+    reset, keep = np.ones(3, dtype=bool), None
+    np.testing.assert_allclose(logits(past, reset), logits(other_past, reset), atol=1e-6)
+    assert not np.allclose(logits(past, keep), logits(other_past, keep), atol=1e-6)
+
+
+def test_single_observation(model):
+    obs = observations(4)[:, 0]
+    state = None
+    for o in obs:
+        action, state = model.predict(o, state, deterministic=True)
+        assert np.shape(action) == ()
+    batched = states_after(model, obs[:, None], [None] * 4)[-1]
+    for a, b in zip(state, batched, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("actions", ACTION_SPACES)
+def test_evaluate_policy_and_eval_callback_in_mid_rollout(tmp_path, actions):
+    env = random_env(actions=actions)
+    model = AAC("MlpPolicy", env, policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
+    callback = EvalCallback(random_env(actions=actions), eval_freq=3, n_eval_episodes=2, verbose=0, log_path=str(tmp_path))
+    model.learn(20, callback=callback)
+    assert callback.last_mean_reward == evaluate_policy(model, env, 2)[0] == 7.0
+    assert evaluate_policy(model.policy, env, 2)[0] == 7.0
+
+
+def test_evaluating_in_mid_rollout_changes_nothing(tmp_path):
+    """Memories of training and evaluation are apart."""
+
+    def weights(callback):
+        model = AAC("MlpPolicy", random_env(n_envs=1), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
+        return model.learn(30, callback=callback).policy.state_dict()["action_net.weight"]
+
+    plain = weights(None)
+    evaluated = weights(EvalCallback(random_env(n_envs=1), eval_freq=3, n_eval_episodes=1, verbose=0, deterministic=True))
+    np.testing.assert_array_equal(plain, evaluated)
+
+
+def test_forgetting_to_pass_the_state_is_noticed_once(model):
+    obs = observations(100)
+    with pytest.warns(UserWarning, match=r"state=None[\s\S]*model\.predict\(obs, state, episode_start\)") as caught:
+        for o in obs:
+            model.predict(o)
+    assert len(caught) == 1
+    other = AAC("MlpPolicy", random_env(n_envs=3), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        states_after(other, obs, [None] * 100)
