@@ -4,16 +4,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, WindowSamples
 from sb3_attention_ac.checks import (
@@ -26,7 +22,7 @@ from sb3_attention_ac.checks import (
     stored_network,
     warn_about_batch_size,
 )
-from sb3_attention_ac.estimates import estimate_rollout
+from sb3_attention_ac.collecting import TrajectoryCollection
 from sb3_attention_ac.history import RecentTrajectories
 from sb3_attention_ac.losses import approximate_kl, clipped_surrogate_loss, entropy_loss, normalized, value_loss
 from sb3_attention_ac.policies import (
@@ -43,7 +39,7 @@ SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionA
 MINIBATCHES_PER_CRITIC_STEP = 4
 
 
-class AttentionActorCritic(OnPolicyAlgorithm):
+class AttentionActorCritic(TrajectoryCollection):
     """
     Attention Actor-Critic (AAC): an actor-critic whose critic attends to the trajectory.
 
@@ -96,8 +92,6 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         "CnnPolicy": AttentionActorCriticCnnPolicy,
         "MultiInputPolicy": AttentionActorCriticMultiInputPolicy,
     }
-    policy: AttentionActorCriticPolicy
-    rollout_buffer: TrajectoryRolloutBuffer
 
     def __init__(
         self,
@@ -236,64 +230,6 @@ class AttentionActorCritic(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "recent_trajectories", "_log"]
-
-    # --- collecting -------------------------------------------------------------------------------------------------------
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """
-        Collect experiences with the actor alone, then ask the critic about all of them at once.
-
-        :param env: The training environment
-        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
-        :param rollout_buffer: Buffer to fill with rollouts
-        :param n_rollout_steps: Number of experiences to collect per environment
-        :return: True if function returned with at least `n_rollout_steps` collected, False if callback terminated rollout
-            prematurely.
-        """
-        assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
-        assert isinstance(rollout_buffer, TrajectoryRolloutBuffer)
-        self.policy.set_training_mode(False)
-        n_steps = 0
-        rollout_buffer.reset()
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
-        actor = self.policy.start_acting(rollout_buffer)
-        callback.on_rollout_start()
-
-        while n_steps < n_rollout_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
-            with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                actions = actor(obs_tensor, self._last_episode_starts).cpu().numpy()
-            clipped_actions = self.policy.actions_for_env(actions)
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self.num_timesteps += env.num_envs
-
-            # Give access to local variables
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-
-            self._update_info_buffer(infos, dones)
-            n_steps += 1
-            rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts)
-            for idx in np.flatnonzero(dones):
-                terminal_obs = infos[idx].get("terminal_observation")
-                if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
-                    rollout_buffer.add_terminal_observation(int(idx), terminal_obs)
-            self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
-            self._last_episode_starts = dones
-
-        estimates = estimate_rollout(self.policy, rollout_buffer, new_obs)
-        values, log_probs = estimates.values, estimates.log_probs
-        rollout_buffer.set_estimates(values, log_probs)
-        rollout_buffer.compute_returns_and_advantage(estimates.last_values, dones, estimates.terminal_values)
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
 
     # --- training ---------------------------------------------------------------------------------------------------------
 
