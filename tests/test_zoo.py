@@ -28,8 +28,8 @@ from sb3_attention_ac import AttentionActorCritic, zoo
 ROOT = Path(__file__).parents[1]
 RL_ZOO = Path(exp_manager.__file__).parent
 HYPERPARAMS: dict[str, dict[str, Any]] = yaml.safe_load(zoo.hyperparams_path().read_text())
-# Packages whose environments are listed but which not everybody has
-PACKAGES = {"Bullet": "pybullet_envs_gymnasium", "MiniGrid": "minigrid", "popgym": "popgym"}
+# Packages that listed environments need but which not everybody has
+PACKAGES = {"CarRacing": "cv2", "Bullet": "pybullet_envs_gymnasium", "MiniGrid": "minigrid", "popgym": "popgym"}
 SHORT = ["--env", "CartPole-v1", "-n", "64", "-params", "n_envs:2", "n_steps:16", "batch_size:16", "n_epochs:1"]
 
 
