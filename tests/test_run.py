@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_attention_ac import AAC
@@ -57,7 +58,7 @@ class RandomEnv(gym.Env):
 
 def random_env(observations="Box", actions="Discrete", n_envs=2):
     observation_space, action_space = OBSERVATION_SPACES[observations], ACTION_SPACES[actions]
-    return DummyVecEnv([lambda: RandomEnv(observation_space, action_space) for _ in range(n_envs)])
+    return DummyVecEnv([lambda: Monitor(RandomEnv(observation_space, action_space)) for _ in range(n_envs)])
 
 
 def policy_for(observations: str) -> str:
