@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made when it is missing:
 #   make train    train on CartPole-v1 with RL Zoo, evaluate, and plot the learning curve
-#   make test     all checks
+#   make test     all checks: ruff, mypy, pytest
+#   make slow     the tests that train for minutes, install packages into new environments, or kill processes
 # Variables: PYTHON (interpreter to build .venv with), TORCH (what to install as PyTorch), ENV (environment to train on)
 
 PYTHON ?= python3
@@ -13,17 +14,19 @@ READY := .venv/ready
 # Small networks are slower with several threads
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test quick lint type format clean
+.PHONY: train test quick slow lint type format clean
 
 train: $(READY)
 	$(BIN)/python -m rl_zoo3.train --algo aac --env $(ENV) --eval-freq 5000 --progress
 	$(BIN)/python examples/plot_training.py --env $(ENV)
 
-test: lint type
-	$(BIN)/python -m pytest --durations=10
+test: lint type quick
 
 quick: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow --durations=10
 
 lint: $(READY)
 	$(BIN)/ruff check .
