@@ -39,6 +39,9 @@ def _connect(address: str | None) -> None:
     if not ray.is_initialized():
         try:
             ray.init(address=address, log_to_driver=False)
-        except (ConnectionError, RuntimeError) as error:
-            raise CompareError(f"There is no Ray cluster at the address {address!r}: {error}") from error
+        except Exception as error:  # Ray raises this very class when a machine starts too slowly
+            where = "on this machine" if address is None else f"at the address {address!r}"
+            raise CompareError(
+                f"No Ray cluster could be reached {where}; check --address and `ray status` ({error})."
+            ) from error
     register_ray()
