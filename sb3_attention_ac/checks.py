@@ -169,6 +169,12 @@ def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_leng
             f"minibatches of {max(batch_size // chunk_length, 1) * chunk_length} transitions are used instead.",
             stacklevel=4,
         )
+    elif batch_size > n_steps * n_envs:
+        warnings.warn(
+            f"batch_size={batch_size} is more than n_steps * n_envs = {n_steps * n_envs} "
+            f"(n_steps={n_steps} and n_envs={n_envs}): each epoch has one minibatch with all of them.",
+            stacklevel=4,
+        )
     elif n_steps * n_envs % batch_size != 0:
         warnings.warn(
             f"batch_size={batch_size} is not a factor of n_steps * n_envs = {n_steps * n_envs} "
