@@ -14,7 +14,6 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -106,9 +105,9 @@ def test_startup_files_call_install(monkeypatch):
 
 def test_installed_startup_files_are_current():
     # They are copies, also in an editable installation: after a change `pip install -e .` is needed
-    distribution = metadata.distribution("sb3_attention_ac")
+    # (not by importlib.metadata: it may find the .egg-info that an editable installation leaves in the checkout)
     for name in STARTUP_FILES:
-        installed = Path(str(distribution.locate_file(name)))
+        installed = Path(sysconfig.get_path("purelib"), name)
         assert installed.read_bytes() == (ROOT / "startup" / name).read_bytes(), f"run `pip install -e .` again: {name}"
 
 
