@@ -1,0 +1,102 @@
+"""The last action and reward in the observation: what each step shows, and that a memory actor can use it."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_attention_ac import AAC
+from sb3_attention_ac.wrappers import PreviousActionReward, VecPreviousActionReward
+
+ACTION_SPACES = [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Box(-1.0, 1.0, (2,))]
+OBSERVATION_SPACES = [
+    spaces.Box(-1.0, 1.0, (2,)),
+    spaces.Discrete(4),
+    spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Box(-1.0, 1.0, (2,))}),
+]
+
+
+class Anything(gym.Env):
+    """Random observations and rewards, episodes of five steps"""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observation_space.sample(), float(self.t), False, self.t == 5, {}
+
+
+class Bandit(gym.Env):
+    """Two arms, one of them good: which one is new in each episode of ten pulls, and only the reward tells"""
+
+    observation_space, action_space = spaces.Box(0.0, 1.0, (1,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.good, self.t = int(self.np_random.integers(2)), 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(1, dtype=np.float32), float(int(action) == self.good), self.t == 10, False, {}
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("observation_space", OBSERVATION_SPACES, ids=lambda s: type(s).__name__)
+def test_each_step_shows_the_last_action_and_reward(observation_space, action_space):
+    env = PreviousActionReward(Anything(observation_space, action_space))
+    check_env(env)
+    obs, _ = env.reset()
+    assert not obs["previous_action"].any() and obs["previous_reward"] == 0
+    action = action_space.sample()
+    obs, reward, *_ = env.step(action)
+    np.testing.assert_allclose(obs["previous_action"], spaces.flatten(action_space, action))
+    assert obs["previous_reward"] == reward == 1
+
+
+def test_the_vec_wrapper_shows_the_same_as_the_wrapper():
+    def make():
+        return Anything(spaces.Discrete(1), spaces.Discrete(3))  # its observations are all the same
+
+    vec = VecPreviousActionReward(DummyVecEnv([make, make]))
+    single = DummyVecEnv([lambda: PreviousActionReward(make()), lambda: PreviousActionReward(make())])
+    assert vec.observation_space == single.observation_space
+    observations = vec.reset(), single.reset()
+    for step in range(12):
+        for key in observations[1]:
+            np.testing.assert_array_equal(observations[0][key].reshape(-1), observations[1][key].reshape(-1))
+        actions = np.array([step % 3, (step + 1) % 3])
+        (*first, infos), (*second, other_infos) = vec.step(actions), single.step(actions)
+        observations = first[0], second[0]
+        np.testing.assert_array_equal(first[1], second[1])
+        for info, other in zip(infos, other_infos, strict=True):
+            assert ("terminal_observation" in info) == ("terminal_observation" in other)
+            for key, value in other.get("terminal_observation", {}).items():
+                np.testing.assert_array_equal(info["terminal_observation"][key], value)
+
+
+def test_wrapping_twice_is_refused():
+    env = PreviousActionReward(Bandit())
+    with pytest.raises(ValueError, match="already: wrap an environment only once"):
+        PreviousActionReward(env)
+
+
+@pytest.mark.slow
+def test_a_memory_actor_finds_the_good_arm():
+    """Knowing nothing gives 5 of 10; trying one arm and keeping to the good one gives 9.5."""
+    env = make_vec_env(Bandit, n_envs=8, wrapper_class=PreviousActionReward, seed=0)
+    settings = {"n_steps": 64, "batch_size": 256, "n_epochs": 5, "learning_rate": 1e-3, "seed": 0, "device": "cpu"}
+    model = AAC("MultiInputPolicy", env, policy_kwargs={"memory_actor": True, "context_length": 16}, **settings)
+    model.learn(40_000)
+    mean, _ = evaluate_policy(model, make_vec_env(Bandit, wrapper_class=PreviousActionReward, seed=100), n_eval_episodes=50)
+    assert mean > 9
