@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_attention_ac.auxiliary import AuxiliaryLoss
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, WindowSamples
 from sb3_attention_ac.checks import (
     check_auxiliary,
@@ -25,18 +26,22 @@ from sb3_attention_ac.checks import (
 from sb3_attention_ac.collecting import TrajectoryCollection
 from sb3_attention_ac.history import RecentTrajectories
 from sb3_attention_ac.losses import approximate_kl, clipped_surrogate_loss, entropy_loss, normalized, value_loss
+from sb3_attention_ac.parameter_groups import scale_critic_learning_rate
 from sb3_attention_ac.policies import (
     AttentionActorCriticCnnPolicy,
     AttentionActorCriticMultiInputPolicy,
     AttentionActorCriticPolicy,
 )
 from sb3_attention_ac.training_log import TrainingLog
+from sb3_attention_ac.trajectory import TrajectoryWindows
 
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
 
 # An MLP actor learns from shuffled transitions, the critic from windows. Neighbouring steps say much the same, so the critic
 # takes one step for this many of the actor's, on as many minibatches' worth of transitions.
 MINIBATCHES_PER_CRITIC_STEP = 4
+# Adam can take steps longer by the square root of how much larger a minibatch is (https://arxiv.org/abs/2205.10287)
+CRITIC_LEARNING_RATE_FACTOR = MINIBATCHES_PER_CRITIC_STEP**0.5
 
 
 class AttentionActorCritic(TrajectoryCollection):
@@ -49,7 +54,8 @@ class AttentionActorCritic(TrajectoryCollection):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). Beside an
+        MLP actor, the critic's is twice as large, for minibatches four times as large.
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
     :param batch_size: Minibatch size in transitions; a memory actor's minibatches are rounded to whole chunks of windows
@@ -77,8 +83,9 @@ class AttentionActorCritic(TrajectoryCollection):
     :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" for the GPU if possible
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param aux_loss: The self-supervised loss: None, "contrastive" (find the key of the left-out observation), "value" (predict
-        the left-out return-to-go), "prediction" (return-to-go, next observation, action and reward), or a list of targets
-        ("return", "observation", "action", "reward", "contrastive")
+        the left-out return-to-go), "prediction" (return-to-go, next observation, action and reward), "live" (the next reward
+        and observation, from the past alone), or a list of targets ("return", "observation", "action", "reward",
+        "contrastive", "live")
     :param aux_coef: lambda, its coefficient in the loss, at least 0
     :param mask_ratio: About which share of the memories to leave out, in (0, 1)
     :param temperature: omega, temperature of the contrastive loss, greater than 0
@@ -216,7 +223,7 @@ class AttentionActorCritic(TrajectoryCollection):
             n_envs=self.n_envs,
             **{
                 "n_context": self.policy.n_context,
-                "chunk_length": self.policy.context_length,
+                "chunk_length": self.policy.chunk_length,
                 **self.rollout_buffer_kwargs,
             },
         )
@@ -266,6 +273,11 @@ class AttentionActorCritic(TrajectoryCollection):
             if (clip_range := self._scheduled(name)) is not None:
                 self.logger.record(f"train/{name}", clip_range)
 
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if not self.policy.memory_actor:
+            scale_critic_learning_rate(self.policy.optimizer, CRITIC_LEARNING_RATE_FACTOR)
+
     def _scheduled(self, name: str) -> float | None:
         """The present value of a clipping parameter, None if there is none"""
         schedule = getattr(self, name)
@@ -296,19 +308,29 @@ class AttentionActorCritic(TrajectoryCollection):
         if isinstance(batch, RolloutBufferSamples):
             log_prob, entropy = self.policy.evaluate_actor(batch.observations, batch.actions)
             return self._actor_losses(batch, log_prob, entropy)
-        values, memory_log_prob, entropy = self.policy.evaluate_windows(batch.windows, batch.actions)
-        losses = {"value_loss": self.vf_coef * self._value_loss(values, batch)}
-        if memory_log_prob is not None:
-            losses |= self._actor_losses(batch, memory_log_prob, entropy)
+        evaluation = self.policy.evaluate_windows(batch.windows, batch.actions)
+        losses = {"value_loss": self.vf_coef * self._value_loss(evaluation.values, batch)}
+        if evaluation.log_prob is not None:
+            losses |= self._actor_losses(batch, evaluation.log_prob, evaluation.entropy)
+        return losses | self._auxiliary_losses(batch.windows, evaluation.latents)
+
+    def _auxiliary_losses(self, windows: TrajectoryWindows, latents: th.Tensor) -> dict[str, th.Tensor]:
+        """
+        :param windows: Windows of this rollout
+        :param latents: The critic's latents of their last steps
+        :return: The terms of the self-supervised loss, weighted
+        """
+        auxiliary: dict[str, AuxiliaryLoss] = {}
+        if self.policy.live is not None and latents.shape[1] > 1:
+            auxiliary |= self.policy.live.losses(self.policy, windows, latents)
         if self.policy.auxiliary is not None:
-            n_windows, length = batch.windows.episode_ids.shape
+            n_windows, length = windows.episode_ids.shape
             drawn = self.recent_trajectories.sample(max(n_windows // 2, 2), length)
-            auxiliary = self.policy.auxiliary(self.policy, drawn, self.mask_ratio)
-            for name, (loss, baseline) in auxiliary.items():
-                self._log.add(f"aux_{name}_loss", loss)
-                self._log.add(f"aux_{name}_baseline", baseline)
-                losses[f"aux_{name}_loss"] = self.aux_coef * loss / len(auxiliary)
-        return losses
+            auxiliary |= self.policy.auxiliary(self.policy, drawn, self.mask_ratio)
+        for name, (loss, baseline) in auxiliary.items():
+            self._log.add(f"aux_{name}_loss", loss)
+            self._log.add(f"aux_{name}_baseline", baseline)
+        return {f"aux_{name}_loss": self.aux_coef * loss / len(auxiliary) for name, (loss, _) in auxiliary.items()}
 
     def _actor_losses(
         self, batch: RolloutBufferSamples | WindowSamples, log_prob: th.Tensor, entropy: th.Tensor | None
@@ -321,11 +343,14 @@ class AttentionActorCritic(TrajectoryCollection):
         policy_loss = clipped_surrogate_loss(ratio, advantages, clip_range)
         negative_entropy = entropy_loss(entropy, log_prob)
         with th.no_grad():
-            self._log.add("approx_kl", approximate_kl(log_ratio))
+            self._log.add("approx_kl", approximate_kl(ratio, log_ratio))
             self._log.add("clip_fraction", (th.abs(ratio - 1) > clip_range).float().mean())
         self._log.add("policy_gradient_loss", policy_loss)
         self._log.add("entropy_loss", negative_entropy)
-        return {"policy_gradient_loss": policy_loss, "entropy_loss": self.ent_coef * negative_entropy}
+        losses = {"policy_gradient_loss": policy_loss}
+        if self.ent_coef != 0:  # else no gradient need be computed for it
+            losses["entropy_loss"] = self.ent_coef * negative_entropy
+        return losses
 
     def _value_loss(self, values: th.Tensor, batch: WindowSamples) -> th.Tensor:
         loss = value_loss(values, batch.old_values, batch.returns, self._scheduled("clip_range_vf"))
@@ -342,10 +367,12 @@ class AttentionActorCritic(TrajectoryCollection):
         :param losses: The terms of the loss, weighted
         :raises FloatingPointError: If one is not finite; the parameters are then still the last good ones
         """
+        optimizer = self.policy.optimizer
         loss = th.stack(list(losses.values())).sum()
-        self.policy.optimizer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         if not th.isfinite(loss + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
             raise FloatingPointError(
@@ -354,7 +381,7 @@ class AttentionActorCritic(TrajectoryCollection):
                 "good ones and the model can be saved. Check rewards and observations for NaN or infinity, or use a smaller "
                 "learning_rate."
             )
-        self.policy.optimizer.step()
+        optimizer.step()
         self._log.add("loss", loss)
         if "value_loss" in losses:
             self._log.add("critic_grad_norm", grad_norm)

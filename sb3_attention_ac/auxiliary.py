@@ -72,8 +72,12 @@ def sample_mask(eligible: th.Tensor, mask_ratio: float) -> th.Tensor:
     return hidden & eligible
 
 
-def _masked_mean(values: th.Tensor, where: th.Tensor) -> th.Tensor:
-    """Mean over the steps selected; 0 if there are none"""
+def masked_mean(values: th.Tensor, where: th.Tensor) -> th.Tensor:
+    """
+    :param values: [N, W]
+    :param where: Which of them to select, [N, W]
+    :return: Mean over the steps selected; 0 if there are none
+    """
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
@@ -192,7 +196,7 @@ class MaskedPrediction(nn.Module):
                 guess = th.zeros_like(target)
         error = F.mse_loss(self.heads[name](gathered), target, reduction="none").mean(-1)  # [N, W]
         baseline = F.mse_loss(guess, target, reduction="none").mean(-1)
-        return AuxiliaryLoss(_masked_mean(error, where), _masked_mean(baseline, where))
+        return AuxiliaryLoss(masked_mean(error, where), masked_mean(baseline, where))
 
     def _contrastive(
         self, gathered: th.Tensor, hidden: th.Tensor, windows: TrajectoryWindows, policy: "AttentionActorCriticPolicy"
@@ -210,7 +214,7 @@ class MaskedPrediction(nn.Module):
         target = step.expand(logits.shape[:2])
         error = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")  # [N, W]
         chance = (~excluded).sum(-1).float().log()
-        return AuxiliaryLoss(_masked_mean(error, hidden), _masked_mean(chance, hidden))
+        return AuxiliaryLoss(masked_mean(error, hidden), masked_mean(chance, hidden))
 
 
 def _last_visible(features: th.Tensor, hidden: th.Tensor, episode_ids: th.Tensor) -> th.Tensor:

@@ -20,7 +20,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_attention_ac.trajectory import Obs, TrajectoryWindows, map_obs
+from sb3_attention_ac.trajectory import Obs, TrajectoryWindows, map_obs, split_batch
 
 NO_EPISODE = -1
 
@@ -339,8 +339,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         assert self.full, "The rollout is not complete yet"
         n_transitions = self.buffer_size * self.n_envs
         indices = th.as_tensor(np.random.permutation(n_transitions), device=self.device)
-        for batch in indices.split(batch_size or n_transitions):
-            yield self._get_samples(batch)
+        yield from split_batch(self._get_samples(indices), batch_size or n_transitions)
 
     def in_order(self, batch_size: int) -> Generator[tuple[Any, th.Tensor, np.ndarray, np.ndarray], None, None]:
         """
@@ -356,13 +355,12 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             yield map_obs(lambda obs: obs[rows, env], data.observations), data.actions[rows, env], steps, envs  # noqa: B023
 
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
-        steps, envs = batch_inds // self.n_envs, batch_inds % self.n_envs
-        data = self.tensors()
-        observations: Any = map_obs(lambda obs: obs[self.n_history + steps, envs], data.observations)
+        data, rows = self.tensors(), batch_inds + self.n_history * self.n_envs
+        observations: Any = map_obs(lambda obs: obs.flatten(0, 1)[rows], data.observations)  # [R, E, ...] -> [R * E, ...]
         return RolloutBufferSamples(
             observations,
-            data.actions[self.n_history + steps, envs],
-            *(self._target(name)[steps, envs] for name in ("values", "log_probs", "advantages", "returns")),
+            data.actions.flatten(0, 1)[rows],
+            *(self._target(name).flatten()[batch_inds] for name in ("values", "log_probs", "advantages", "returns")),
         )
 
     def get_windows(self, batch_size: int | None = None) -> Generator[WindowSamples, None, None]:
@@ -376,8 +374,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(self.n_envs), indexing="ij"))
             order = np.random.permutation(len(first))
             n_windows = len(order) if batch_size is None else max(batch_size // length, 1)
-            for i in range(0, len(order), n_windows):
-                yield self.window_samples(first[order[i : i + n_windows]], env[order[i : i + n_windows]], length)
+            yield from split_batch(self.window_samples(first[order], env[order], length), n_windows)
 
     def window_samples(self, starts: np.ndarray, envs: np.ndarray, length: int) -> WindowSamples:
         """

@@ -16,7 +16,9 @@ AUX_LOSSES: dict[str, tuple[str, ...]] = {
     "contrastive": ("contrastive",),
     "value": ("return",),
     "prediction": PREDICTION_TARGETS,
+    "live": ("live",),
 }
+ALL_TARGETS = (*PREDICTION_TARGETS, "contrastive", "live")
 
 
 def check_network(
@@ -55,17 +57,17 @@ def check_network(
 def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...]:
     """
     :param aux_loss: None, a name of ``AUX_LOSSES``, or a list of targets
-    :return: What the masked prediction predicts
+    :return: What is predicted
     :raises ValueError: If a name is unknown
     """
-    allowed = f"allowed are None, {', '.join(map(repr, AUX_LOSSES))}, or a list of {list(PREDICTION_TARGETS)}"
+    allowed = f"allowed are None, {', '.join(map(repr, AUX_LOSSES))}, or a list of {list(ALL_TARGETS)}"
     if aux_loss is None:
         return ()
     if isinstance(aux_loss, str):
         if aux_loss not in AUX_LOSSES:
             raise ValueError(f"aux_loss={aux_loss!r} is unknown: {allowed}.")
         return AUX_LOSSES[aux_loss]
-    unknown = [target for target in aux_loss if target not in (*PREDICTION_TARGETS, "contrastive")]
+    unknown = [target for target in aux_loss if target not in ALL_TARGETS]
     if unknown or len(aux_loss) == 0:
         raise ValueError(f"aux_loss={list(aux_loss)!r} has {'unknown targets' if unknown else 'no targets'}: {allowed}.")
     return tuple(dict.fromkeys(aux_loss))

@@ -17,7 +17,8 @@ from sb3_attention_ac.trajectory import attention_mask
 
 class Rotary(nn.Module):
     """
-    Rotary positions: rotates pairs of query and key coordinates by an angle proportional to their position.
+    Rotary positions: turns pairs of neighbouring query and key coordinates by an angle proportional to their position. A pair
+    is taken as a complex number, so that turning all of them is one multiplication.
 
     :param head_dim: Width of one head; an odd last coordinate is left alone
     :param base: The slowest pair turns once in about ``2 * pi * base`` steps
@@ -30,25 +31,25 @@ class Rotary(nn.Module):
         pairs = head_dim // 2
         self.register_buffer("frequencies", base ** (-th.arange(pairs).float() / max(pairs, 1)), persistent=False)
 
-    def forward(self, positions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def forward(self, positions: th.Tensor) -> th.Tensor:
         """
-        :param positions: [T] or [N, 1, T]
-        :return: cosine and sine of the angles, [..., T, head_dim // 2]
+        :param positions: [T] or [N, T]
+        :return: Complex numbers of length one that turn a pair, [..., T, 1, 1, head_dim // 2]
         """
-        angles = positions.unsqueeze(-1) * self.frequencies
-        return angles.cos(), angles.sin()
+        angles = positions[..., None, None, None] * self.frequencies
+        return th.polar(th.ones_like(angles), angles)
 
     @staticmethod
-    def rotate(x: th.Tensor, angles: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
+    def rotate(x: th.Tensor, turns: th.Tensor) -> th.Tensor:
         """
-        :param x: [N, n_heads, T, head_dim]
-        :param angles: Cosine and sine for each position
+        :param x: [N, T, ..., n_heads, head_dim]
+        :param turns: One for each position and pair
         :return: Same shape
         """
-        cos, sin = angles
-        pairs = cos.shape[-1]
-        a, b, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
-        return th.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
+        width = 2 * turns.shape[-1]
+        pairs = th.view_as_complex(x[..., :width].float().unflatten(-1, (-1, 2)).contiguous())
+        rotated = th.view_as_real(pairs * turns).flatten(-2)
+        return rotated if width == x.shape[-1] else th.cat([rotated, x[..., width:]], dim=-1)
 
 
 class Block(nn.Module):
@@ -65,49 +66,38 @@ class Block(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.norm_attention = nn.LayerNorm(d_model)
-        self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.query_key_value = nn.Linear(d_model, 3 * d_model)
         self.project = nn.Linear(d_model, d_model)
         self.norm_feedforward = nn.LayerNorm(d_model)
         self.expand = nn.Linear(d_model, dim_feedforward)
         self.contract = nn.Linear(dim_feedforward, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def split_heads(self, x: th.Tensor) -> th.Tensor:
-        """[N, T, d_model] -> [N, n_heads, T, head_dim]"""
-        return x.reshape(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
-
-    def keys_values(self, x: th.Tensor, angles: tuple[th.Tensor, th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+    def queries_keys_values(self, x: th.Tensor, turns: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        What other tokens can read of these tokens.
+        What these tokens ask, and what other tokens can read of them.
 
         :param x: [N, T, d_model]
-        :param angles: Rotary angles of the T positions
-        :return: keys and values, [N, n_heads, T, head_dim] each
+        :param turns: Of the T positions, see :class:`Rotary`
+        :return: queries, keys and values, [N, n_heads, T, head_dim] each
         """
-        key, value = self.key_value(self.norm_attention(x)).chunk(2, dim=-1)
-        return Rotary.rotate(self.split_heads(key), angles), self.split_heads(value)
+        projected = self.query_key_value(self.norm_attention(x)).reshape(*x.shape[:2], 3, self.n_heads, -1)
+        rotary, values = projected.split((2, 1), dim=2)  # [N, T, 2, n_heads, head_dim], [N, T, 1, n_heads, head_dim]
+        queries, keys = Rotary.rotate(rotary, turns).unbind(2)
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.squeeze(2).transpose(1, 2)
 
-    def forward(
-        self,
-        x: th.Tensor,
-        angles: tuple[th.Tensor, th.Tensor],
-        keys: th.Tensor,
-        values: th.Tensor,
-        mask: th.Tensor,
-    ) -> th.Tensor:
+    def forward(self, x: th.Tensor, queries: th.Tensor, keys: th.Tensor, values: th.Tensor, mask: th.Tensor) -> th.Tensor:
         """
         :param x: The tokens that ask, [N, n_queries, d_model]
-        :param angles: Their rotary angles
+        :param queries: Their queries, [N, n_heads, n_queries, head_dim]
         :param keys: [N, n_heads, W, head_dim]
         :param values: [N, n_heads, W, head_dim]
         :param mask: True where attention is allowed, [N, 1, n_queries, W]
         :return: [N, n_queries, d_model]
         """
-        query = Rotary.rotate(self.split_heads(self.query(self.norm_attention(x))), angles)
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         x = x + self.dropout(self.project(attended.transpose(1, 2).flatten(2)))
-        out: th.Tensor = x + self.dropout(self.contract(F.gelu(self.expand(self.norm_feedforward(x)))))
+        out: th.Tensor = x + self.dropout(self.contract(F.relu(self.expand(self.norm_feedforward(x)))))
         return out
 
 
@@ -161,15 +151,14 @@ class TrajectoryEncoder(nn.Module):
         :return: What the last steps have gathered, [N, n_queries, d_model]
         """
         width, depth = x.shape[1], len(self.blocks)
-        angles = self.rotary(th.arange(width, device=x.device))
+        turns = self.rotary(th.arange(width, device=x.device))
         mask = attention_mask(episode_ids, n_queries if depth == 1 else width, causal)
         for i, block in enumerate(self.blocks):
-            keys, values = block.keys_values(x, angles)
+            queries, keys, values = block.queries_keys_values(x, turns)
             if i == depth - 1:
                 # Context steps are only read by the last block: their own pass through it is not needed
-                x, mask = x[:, -n_queries:], mask[:, :, -n_queries:]
-                angles = angles[0][-n_queries:], angles[1][-n_queries:]
-            x = block(x, angles, keys, values, mask)
+                x, queries, mask = x[:, -n_queries:], queries[:, :, -n_queries:], mask[:, :, -n_queries:]
+            x = block(x, queries, keys, values, mask)
         gathered: th.Tensor = self.norm(x)
         return gathered
 
@@ -181,11 +170,12 @@ class TrajectoryEncoder(nn.Module):
         :param episode_ids: [N, W]
         :return: Keys and values of each block, [N, n_heads, W, head_dim]
         """
-        angles = self.rotary(th.arange(x.shape[1], device=x.device))
+        turns = self.rotary(th.arange(x.shape[1], device=x.device))
         mask = attention_mask(episode_ids, x.shape[1])
         readable = []
         for i, block in enumerate(self.blocks):
-            readable.append(block.keys_values(x, angles))
+            queries, keys, values = block.queries_keys_values(x, turns)
+            readable.append((keys, values))
             if i < len(self.blocks) - 1:
-                x = block(x, angles, *readable[-1], mask)
+                x = block(x, queries, keys, values, mask)
         return readable

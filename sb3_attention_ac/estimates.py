@@ -48,11 +48,11 @@ def estimate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
         first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
         for part in _split(len(first), buffer.n_context + length):
             windows, actions = buffer.windows(first[part], env[part], length)
-            value, log_prob, _ = policy.evaluate_windows(windows, actions)
+            evaluation = policy.evaluate_windows(windows, actions)
             steps = first[part, None] + np.arange(length)
-            values[steps, env[part, None]] = value.cpu().numpy()
-            if log_prob is not None:
-                log_probs[steps, env[part, None]] = log_prob.cpu().numpy()
+            values[steps, env[part, None]] = evaluation.values.cpu().numpy()
+            if evaluation.log_prob is not None:
+                log_probs[steps, env[part, None]] = evaluation.log_prob.cpu().numpy()
     if not policy.memory_actor:
         for observations, actions, steps, envs in buffer.in_order(MAX_STEPS_PER_PASS):
             log_probs[steps, envs] = policy.evaluate_actor(observations, actions)[0].cpu().numpy()

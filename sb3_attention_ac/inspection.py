@@ -13,7 +13,6 @@ from torch import nn
 from sb3_attention_ac.acting import MemoryActor
 from sb3_attention_ac.attention_ac import AttentionActorCritic
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.encoder import Rotary
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.trajectory import TrajectoryWindows
 from sb3_attention_ac.trunk import AttentionTrunk
@@ -28,7 +27,7 @@ def collect_trajectory(
 
     :param model: The model
     :param env: One environment, wrapped as in training (e.g. in a frozen ``VecNormalize``)
-    :param n_steps: How many steps, W; None for the longest window the model is trained on, ``2 * context_length``
+    :param n_steps: How many steps, W; None for a window as the model is trained on
     :param deterministic: Whether to sample or use deterministic actions
     :return: One window of W steps
     :raises ValueError: If the environment is a vector of several
@@ -38,7 +37,7 @@ def collect_trajectory(
         raise ValueError(f"A trajectory is one environment's, but {env.num_envs} were given: pass a single one.")
     policy = model.policy
     policy.set_training_mode(False)
-    n_steps = n_steps or 2 * policy.context_length
+    n_steps = n_steps or policy.n_context + policy.chunk_length
     buffer = TrajectoryRolloutBuffer(
         n_steps, policy.observation_space, policy.action_space, policy.device, n_context=0, chunk_length=n_steps
     )
@@ -88,9 +87,7 @@ def attention_weights(policy: AttentionActorCriticPolicy, windows: TrajectoryWin
     recorded: list[th.Tensor] = []
 
     def record(block: nn.Module, inputs: tuple[Any, ...]) -> None:
-        module: Any = block
-        x, angles, keys, _, mask = inputs
-        queries = Rotary.rotate(module.split_heads(module.query(module.norm_attention(x))), angles)
+        _, queries, keys, _, mask = inputs
         scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])  # [1, n_heads, W, W]
         recorded.append(scores.masked_fill(~mask, -math.inf).softmax(dim=-1)[0])
 

@@ -135,21 +135,22 @@ class TrajectoryStepper:
 
         previous = None
         if self.trunk.n_previous > 0:
-            lags = th.arange(1, self.trunk.n_previous + 1, device=features.device)
-            slots = position.unsqueeze(1) - lags  # [N, n_previous]
+            lags = th.arange(-self.trunk.n_previous, 0, device=features.device)
+            slots = position.unsqueeze(1) + lags  # [N, n_previous], oldest first as in local_window()
             seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)
-            previous = (memory.features[rows.unsqueeze(1), slots.clamp(min=0)] * seen).flatten(1)
+            earlier = memory.features[rows.unsqueeze(1), slots.clamp(min=0)] * seen  # [N, n_previous, F]
+            previous = earlier.transpose(1, 2).flatten(1)
         latents = self.trunk.latents(self.mlp, features, previous)
 
         x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
-        angles = self.encoder.rotary(position[:, None, None])
+        turns = self.encoder.rotary(position.unsqueeze(1))
         all_slots = th.arange(self.n_slots, device=features.device)
         mask = (all_slots >= memory.start.unsqueeze(1)) & (all_slots <= position.unsqueeze(1))
         for i, block in enumerate(self.encoder.blocks):
-            keys, values = block.keys_values(x, angles)
+            queries, keys, values = block.queries_keys_values(x, turns)
             memory.keys[rows, i, :, position] = keys.squeeze(2)
             memory.values[rows, i, :, position] = values.squeeze(2)
-            x = block(x, angles, memory.keys[:, i], memory.values[:, i], mask[:, None, None])  # mask: [N, 1, 1, S]
+            x = block(x, queries, memory.keys[:, i], memory.values[:, i], mask[:, None, None])  # mask: [N, 1, 1, S]
         gathered = self.encoder.norm(x).squeeze(1)
         memory.position.add_(1)
         return (latents if self.trunk.write is None else latents + self.trunk.write(gathered)), gathered

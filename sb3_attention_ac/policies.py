@@ -1,7 +1,7 @@
 """Policies: SB3's actor-critic policies with a critic, and if wanted an actor, that attends to the trajectory."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -17,9 +17,28 @@ from sb3_attention_ac.acting import MemoryActor, StatelessCalls
 from sb3_attention_ac.auxiliary import MaskedPrediction
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.checks import check_network
+from sb3_attention_ac.distributions import without_validation
 from sb3_attention_ac.encoder import TrajectoryEncoder
+from sb3_attention_ac.live import LivePrediction
+from sb3_attention_ac.parameter_groups import actor_and_critic
 from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, encode_actions, symlog
 from sb3_attention_ac.trunk import AttentionTrunk
+
+
+class WindowEvaluation(NamedTuple):
+    """
+    What actor and critic say of the last n steps of N windows. An MLP actor is evaluated on single transitions instead.
+
+    :param values: V(s_t), [N, n]
+    :param latents: The critic's latents, [N, n, latent_dim_vf]
+    :param log_prob: log pi(a_t | s_t), [N, n]; None for an MLP actor
+    :param entropy: Entropy of the action distributions, [N, n]; None for an MLP actor, or if it has no analytical form
+    """
+
+    values: th.Tensor
+    latents: th.Tensor
+    log_prob: th.Tensor | None = None
+    entropy: th.Tensor | None = None
 
 
 class AttentionActorCriticPolicy(ActorCriticPolicy):
@@ -48,8 +67,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param normalize_images: Whether to normalize images or not, dividing by 255.0 (True by default)
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
-    :param context_length: How many steps of its episode a step sees at least, if there are that many (at most twice as many,
-        less one), at least 1
+    :param context_length: How many steps of its episode a step sees at least, if there are that many, at least 1; at
+        most three times as many, less one (twice as many with ``memory_actor``)
     :param d_model: Width of a token, a multiple of ``n_heads``
     :param n_layers: Number of transformer blocks, 0 for no attention (the critic is an MLP with a local window)
     :param n_heads: Number of attention heads
@@ -58,7 +77,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param local_window: How many of the last steps feed the MLP's first layer directly, 1 for the current one alone
     :param memory_actor: Whether the actor attends to the trajectory too
     :param share_encoder: With ``memory_actor``, one encoder for actor and critic instead of two
-    :param aux_targets: What the masked prediction predicts, see :class:`~sb3_attention_ac.auxiliary.MaskedPrediction`
+    :param aux_targets: What is predicted, see :class:`~sb3_attention_ac.auxiliary.MaskedPrediction`; "live" for
+        :class:`~sb3_attention_ac.live.LivePrediction`
     :param temperature: Temperature of the contrastive loss
     """
 
@@ -143,6 +163,11 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """How many steps before a chunk its windows need: the context of the attention, or of the local window alone."""
         return self.context_length if self.n_layers > 0 else self.local_window - 1
 
+    @property
+    def chunk_length(self) -> int:
+        """How many consecutive steps follow this context in a window: more for a critic alone, so that less is overlap."""
+        return self.context_length if self.memory_actor else 2 * self.context_length
+
     def _make_encoder(self, latent_dim: int, event_dim: int) -> TrajectoryEncoder | None:
         if self.n_layers == 0:
             return None
@@ -166,10 +191,13 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         self.critic_trunk = AttentionTrunk(
             mlp.value_net, self.features_dim, mlp.latent_dim_vf, self.local_window, encoder, gathered_dim
         )
-        self.auxiliary = None
-        if self.aux_targets:
+        self.auxiliary = self.live = None
+        if "live" in self.aux_targets:
+            self.live = LivePrediction(mlp.latent_dim_vf, action_dim, self.features_dim)
+        masked_targets = tuple(target for target in self.aux_targets if target != "live")
+        if masked_targets:
             self.auxiliary = MaskedPrediction(
-                self.aux_targets,
+                masked_targets,
                 self.d_model,
                 self.vf_features_extractor,
                 mlp.policy_net if shared else mlp.value_net,
@@ -180,6 +208,10 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        if not self.memory_actor:
+            groups: Any = actor_and_critic(self)
+            optimizer_class: Any = self.optimizer_class
+            self.optimizer = optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)
         if self.auxiliary is not None:
             self.auxiliary.update_key_encoder(self, 1.0)
 
@@ -233,31 +265,30 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         )
         return latent_pi, latent_vf, gathered
 
-    def evaluate_windows(
-        self, windows: TrajectoryWindows, actions: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+    def evaluate_windows(self, windows: TrajectoryWindows, actions: th.Tensor) -> WindowEvaluation:
         """
         Values of the last steps of each window, and for a memory actor the log probabilities of their actions.
 
         :param windows: N windows
         :param actions: Actions of their last n steps, [N, n, action_dim]
-        :return: values [N, n], log probabilities [N, n], and entropy [N, n] (None if it has no analytical form); the last two
-            are None for an MLP actor, which is evaluated on single transitions
+        :return: What actor and critic say of these steps
         """
         latent_pi, latent_vf, _ = self.window_latents(windows, actions.shape[1])
         values = self.value_net(latent_vf).squeeze(-1)
         if latent_pi is None:
-            return values, None, None
+            return WindowEvaluation(values, latent_vf)
         log_prob, entropy = self._log_prob_and_entropy(latent_pi.flatten(0, 1), actions.flatten(0, 1))
         shape = values.shape  # [N, n]
-        return values, log_prob.reshape(shape), None if entropy is None else entropy.reshape(shape)
+        entropy = None if entropy is None else entropy.reshape(shape)
+        return WindowEvaluation(values, latent_vf, log_prob.reshape(shape), entropy)
 
     def _log_prob_and_entropy(self, latent_pi: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """:param actions: [N, action_dim], as the buffer stores them"""
-        distribution = self._get_action_dist_from_latent(latent_pi)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
-        return distribution.log_prob(actions), distribution.entropy()
+        with without_validation():
+            distribution = self._get_action_dist_from_latent(latent_pi)
+            return distribution.log_prob(actions), distribution.entropy()
 
     # --- SB3's interface, on plain observations: each row a trajectory of one step -----------------------------------------
 
@@ -374,7 +405,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :param deterministic: Whether to sample or use deterministic actions
         :return: Actions, not yet clipped or unscaled, [N, *action_shape]
         """
-        actions = self._get_action_dist_from_latent(latent_pi).get_actions(deterministic=deterministic)
+        with without_validation():
+            actions = self._get_action_dist_from_latent(latent_pi).get_actions(deterministic=deterministic)
         return actions.reshape((-1, *(self.action_space.shape or ())))
 
     def predict(

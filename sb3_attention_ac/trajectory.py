@@ -30,6 +30,22 @@ def map_obs(function: Callable[..., Any], *observations: Any) -> Any:
     return function(*observations)
 
 
+def split_batch(batch: Any, size: int) -> list[Any]:
+    """
+    Cut a batch into minibatches, without copying.
+
+    :param batch: A tensor, or a dictionary or NamedTuple of batches, all with the same first axis
+    :param size: Length of a minibatch; the last one may be shorter
+    :return: Minibatches of the same structure
+    """
+    if isinstance(batch, th.Tensor):
+        return list(batch.split(size))
+    if isinstance(batch, dict):
+        parts = zip(*(split_batch(value, size) for value in batch.values()), strict=True)
+        return [dict(zip(batch, part, strict=True)) for part in parts]
+    return [type(batch)(*part) for part in zip(*(split_batch(value, size) for value in batch), strict=True)]
+
+
 class TrajectoryWindows(NamedTuple):
     """
     A batch of N windows of W consecutive steps each. What it holds at position t is known *before* action a_t is taken.
@@ -93,19 +109,17 @@ def attention_mask(episode_ids: th.Tensor, n_queries: int, causal: bool = True) 
 
 def local_window(features: th.Tensor, episode_ids: th.Tensor, n_previous: int) -> th.Tensor:
     """
-    The features of the steps t-1, ..., t-n_previous of the same episode, side by side; zeros where there is no such step.
+    The features of the steps t-n_previous, ..., t-1 of the same episode; zeros where there is no such step.
 
     :param features: [N, W, F]
     :param episode_ids: [N, W]
-    :param n_previous: How many steps to look back
-    :return: [N, W, n_previous * F]
+    :param n_previous: How many steps to look back, at least 1
+    :return: Each feature's past side by side, oldest first, [N, W, F * n_previous]
     """
-    shifted = []
-    for lag in range(1, n_previous + 1):
-        earlier = F.pad(features, (0, 0, lag, 0))[:, : features.shape[1]]  # [N, W, F]
-        same_episode = F.pad(episode_ids, (lag, 0), value=-(2**62))[:, : features.shape[1]] == episode_ids  # [N, W]
-        shifted.append(earlier * same_episode.unsqueeze(-1))
-    return th.cat(shifted, dim=-1)
+    earlier = F.pad(features, (0, 0, n_previous, 0)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, F, n_previous]
+    ids = F.pad(episode_ids, (n_previous, 0), value=-(2**62)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, n_previous]
+    same_episode = ids == episode_ids.unsqueeze(-1)
+    return (earlier * same_episode.unsqueeze(2)).flatten(2)
 
 
 def action_encoding_dim(action_space: spaces.Space[Any]) -> int:

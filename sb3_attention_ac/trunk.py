@@ -53,7 +53,8 @@ class AttentionTrunk(nn.Module):
 
         :param mlp: SB3's MLP
         :param features: [..., F]
-        :param previous_features: The features of the last steps of the same episode, newest first, [..., n_previous * F]
+        :param previous_features: The features of the last steps of the same episode, as :func:`local_window` gives them,
+            [..., F * n_previous]
         :return: [..., latent_dim]
         """
         hidden = mlp[0](features) if len(mlp) > 0 else features

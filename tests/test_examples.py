@@ -35,6 +35,12 @@ def test_train_evaluate_inspect(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_predict_next(run, tmp_path):
+    run("predict_next.py", "--steps", "1024", "--length", "20")
+    assert (tmp_path / "prediction.png").is_file()
+
+
+@pytest.mark.slow
 def test_compare_ppo_a2c(run, capsys):
     run("compare_ppo_a2c.py", "--steps", "256", "--episodes", "2")
     lines = capsys.readouterr().out.splitlines()

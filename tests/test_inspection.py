@@ -58,9 +58,9 @@ def test_weights_are_those_of_the_encoder(monkeypatch, network, share_encoder):
 def test_trajectory_is_what_predict_does(actions, memory_actor):
     model = make_model("Dict", actions, memory_actor=memory_actor)
     windows = collect_trajectory(model, model.get_env())
-    width = 2 * TINY["context_length"]
+    width = model.policy.n_context + model.policy.chunk_length
     assert windows.episode_ids.shape == (1, width)
-    assert windows.episode_starts[0].nonzero().flatten().tolist() == [0, 7]
+    assert windows.episode_starts[0].nonzero().flatten().tolist() == list(range(0, width, 7))
     assert (windows.previous_rewards[0, 1:] == 1).all()
     state = None
     for step in range(width - 1):

@@ -6,6 +6,7 @@ import torch as th
 from hypothesis import given, settings
 from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, next_observations, rollouts
 
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.memory import TrajectoryStepper
 
@@ -66,11 +67,7 @@ def test_a_stale_memory_is_found(monkeypatch):
         check_stepping(rollout, n_layers=2)
 
 
-@FEW
-@given(rollouts)
-@pytest.mark.parametrize("name", ACTION_SPACES)
-@pytest.mark.parametrize("kwargs", [{}, {"memory_actor": True}, {"memory_actor": True, "share_encoder": True}])
-def test_first_ratio_is_one(name, kwargs, rollout):
+def check_first_ratio(name, kwargs, rollout) -> None:
     """Whatever minibatch comes first, in training mode: new and old log probabilities agree."""
     rng = np.random.default_rng(rollout["seed"])
     policy = make_policy(rollout["context_length"], ACTION_SPACES[name], seed=rollout["seed"], **kwargs)
@@ -88,3 +85,37 @@ def test_first_ratio_is_one(name, kwargs, rollout):
         for samples in buffer.get(4):
             log_prob = policy.evaluate_actor(samples.observations, samples.actions)[0]
             assert (th.exp(log_prob - samples.old_log_prob) - 1).abs().max() < 1e-4
+
+
+@FEW
+@given(rollouts)
+@pytest.mark.parametrize("name", ACTION_SPACES)
+@pytest.mark.parametrize("kwargs", [{}, {"memory_actor": True}, {"memory_actor": True, "share_encoder": True}])
+def test_first_ratio_is_one(name, kwargs, rollout):
+    check_first_ratio(name, kwargs, rollout)
+
+
+LONG = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.15}
+
+
+def test_minibatches_without_their_context_are_found(monkeypatch):
+    window_samples = TrajectoryRolloutBuffer.window_samples
+
+    def without_context(self, starts, envs, length):
+        samples = window_samples(self, starts, envs, length)
+        samples.windows.episode_ids[:, : self.n_context] = -2
+        return samples
+
+    monkeypatch.setattr(TrajectoryRolloutBuffer, "window_samples", without_context)
+    with pytest.raises(AssertionError):
+        check_first_ratio("Discrete", {"memory_actor": True}, LONG)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"memory_actor": True}])
+def test_old_log_probabilities_of_other_steps_are_found(monkeypatch, kwargs):
+    set_estimates = TrajectoryRolloutBuffer.set_estimates
+    monkeypatch.setattr(
+        TrajectoryRolloutBuffer, "set_estimates", lambda self, values, log_probs: set_estimates(self, values, log_probs[::-1])
+    )
+    with pytest.raises(AssertionError):
+        check_first_ratio("Discrete", kwargs, LONG)

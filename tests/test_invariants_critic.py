@@ -10,6 +10,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from trajectories import OBSERVATION_SPACE, fill, make_buffer, make_policy, next_observations, rollouts
 
 from sb3_attention_ac import encoder as encoder_module
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.encoder import Rotary
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.trajectory import TrajectoryWindows, attention_mask
 
@@ -95,10 +97,8 @@ def one_by_one(policy, buffer) -> np.ndarray:
     return values
 
 
-@FEW
-@given(rollouts)
 @th.no_grad()
-def test_batched_values_equal_values_one_by_one(rollout):
+def check_one_by_one(rollout) -> None:
     rng = np.random.default_rng(rollout["seed"])
     policy = make_policy(rollout["context_length"], seed=rollout["seed"])
     buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
@@ -107,6 +107,21 @@ def test_batched_values_equal_values_one_by_one(rollout):
         starts = fill(buffer, rng, starts, rollout["episode_end"])
         batched = estimate_rollout(policy, buffer, next_observations(buffer, rng)).values
         np.testing.assert_allclose(batched, one_by_one(policy, buffer), atol=1e-5)
+
+
+@FEW
+@given(rollouts)
+def test_batched_values_equal_values_one_by_one(rollout):
+    check_one_by_one(rollout)
+
+
+def test_a_critic_that_sees_its_place_in_the_window_is_found(monkeypatch):
+    """With absolute positions the value of a step depends on how much of other episodes is in front of it."""
+    rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.15}
+    check_one_by_one(rollout)
+    monkeypatch.setattr(Rotary, "rotate", lambda x, turns: x + th.cat([turns.real, turns.imag], dim=-1))
+    with pytest.raises(AssertionError):
+        check_one_by_one(rollout)
 
 
 @FEW
@@ -135,9 +150,7 @@ def test_bootstrap_values_see_their_own_episode(rollout):
         np.testing.assert_allclose(float(value), float(alone), atol=1e-5)
 
 
-@pytest.mark.parametrize("net_arch", [None, [], [5], {"pi": [4], "vf": [8, 7]}])
-@pytest.mark.parametrize("memory_actor", [False, True])
-def test_starts_as_sb3s_actor_critic(net_arch, memory_actor):
+def check_start(net_arch, memory_actor) -> None:
     ours = make_policy(4, perturb=False, net_arch=net_arch, memory_actor=memory_actor, n_layers=2)
     sb3 = ActorCriticPolicy(OBSERVATION_SPACE, ours.action_space, lambda _: 1e-3, net_arch=net_arch)
     shared = {name: value for name, value in ours.state_dict().items() if name in sb3.state_dict()}
@@ -156,6 +169,18 @@ def test_starts_as_sb3s_actor_critic(net_arch, memory_actor):
         ours.evaluate_actions(flat, th.zeros(len(flat))), sb3.evaluate_actions(flat, th.zeros(len(flat))), strict=True
     ):
         th.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("net_arch", [None, [], [5], {"pi": [4], "vf": [8, 7]}])
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_starts_as_sb3s_actor_critic(net_arch, memory_actor):
+    check_start(net_arch, memory_actor)
+
+
+def test_a_residual_that_does_not_start_at_zero_is_found(monkeypatch):
+    monkeypatch.setattr(th.nn.init, "zeros_", th.nn.init.uniform_)
+    with pytest.raises(AssertionError):
+        check_start(None, False)
 
 
 def naive_gae(buffer, values, last_values, terminal_values, dones) -> np.ndarray:
@@ -180,9 +205,7 @@ def naive_gae(buffer, values, last_values, terminal_values, dones) -> np.ndarray
     return advantages
 
 
-@FEW
-@given(rollouts, st.sampled_from([0.0, 0.5, 0.95, 1.0]))
-def test_gae_equals_a_naive_loop_and_sb3s(rollout, gae_lambda):
+def check_gae(rollout, gae_lambda) -> None:
     rng = np.random.default_rng(rollout["seed"])
     policy = make_policy(rollout["context_length"])
     buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"], gae_lambda)
@@ -207,3 +230,22 @@ def test_gae_equals_a_naive_loop_and_sb3s(rollout, gae_lambda):
         sb3.add(*args, th.as_tensor(values[t]), th.zeros(buffer.n_envs))
     sb3.compute_returns_and_advantage(th.as_tensor(last_values), dones)
     np.testing.assert_allclose(buffer.advantages, sb3.advantages, rtol=1e-5, atol=1e-5)
+
+
+@FEW
+@given(rollouts, st.sampled_from([0.0, 0.5, 0.95, 1.0]))
+def test_gae_equals_a_naive_loop_and_sb3s(rollout, gae_lambda):
+    check_gae(rollout, gae_lambda)
+
+
+def test_advantages_that_forget_time_limits_are_found(monkeypatch):
+    rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.5}
+    check_gae(rollout, 0.95)
+    compute = TrajectoryRolloutBuffer.compute_returns_and_advantage
+    monkeypatch.setattr(
+        TrajectoryRolloutBuffer,
+        "compute_returns_and_advantage",
+        lambda self, last_values, dones, terminal_values: compute(self, last_values, dones, None),
+    )
+    with pytest.raises(AssertionError):
+        check_gae(rollout, 0.95)

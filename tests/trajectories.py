@@ -53,7 +53,7 @@ def make_buffer(policy, n_steps: int, n_envs: int, gae_lambda: float = 0.9) -> T
         gamma=0.97,
         n_envs=n_envs,
         n_context=policy.n_context,
-        chunk_length=policy.context_length,
+        chunk_length=policy.chunk_length,
     )
 
 

@@ -1,0 +1,130 @@
+"""
+The live prediction: from what the critic knows at a step and the action to be taken, the next reward and observation.
+
+Unlike the masked prediction it looks at the past alone (causal mask), so that it can be asked while acting.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch as th
+import torch.nn.functional as F
+from torch import nn
+
+from sb3_attention_ac.auxiliary import AuxiliaryLoss, masked_mean
+from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions
+
+if TYPE_CHECKING:
+    from sb3_attention_ac.policies import AttentionActorCriticPolicy
+
+HIDDEN_DIM = 64
+
+
+class NextStep(NamedTuple):
+    """
+    What is expected of the next step.
+
+    :param rewards: r_t, [N, n]
+    :param features: Features of s_{t+1} (for a vector observation: the observation itself), [N, n, F]
+    """
+
+    rewards: th.Tensor
+    features: th.Tensor
+
+
+class LivePrediction(nn.Module):
+    """
+    Heads for the next reward and the next observation's features.
+
+    :param latent_dim: Width of the critic's latent
+    :param action_dim: Width of encoded actions
+    :param features_dim: Width of the features of an observation
+    """
+
+    def __init__(self, latent_dim: int, action_dim: int, features_dim: int):
+        super().__init__()
+        self.hidden = nn.Linear(latent_dim + action_dim, HIDDEN_DIM)
+        self.reward = nn.Linear(HIDDEN_DIM, 1)
+        self.change = nn.Linear(HIDDEN_DIM, features_dim)
+        # Targets of any scale: normalized by their running mean and standard deviation
+        self.reward_scale = nn.BatchNorm1d(1, affine=False)
+        self.features_scale = nn.BatchNorm1d(features_dim, affine=False)
+
+    def forward(self, latents: th.Tensor, actions: th.Tensor, features: th.Tensor) -> NextStep:
+        """
+        :param latents: The critic's, [N, n, latent_dim]
+        :param actions: Encoded a_t, [N, n, action_dim]
+        :param features: Features of s_t, normalized, [N, n, F]
+        :return: Normalized predictions; the features' is a change of those of s_t
+        """
+        hidden = th.tanh(self.hidden(th.cat([latents, actions], dim=-1)))
+        return NextStep(self.reward(hidden).squeeze(-1), features + self.change(hidden))
+
+    def losses(
+        self, policy: "AttentionActorCriticPolicy", windows: TrajectoryWindows, latents: th.Tensor
+    ) -> dict[str, AuxiliaryLoss]:
+        """
+        Learn from windows: what came after each step is written in the step behind it.
+
+        :param policy: The policy this belongs to
+        :param windows: N windows
+        :param latents: The critic's latents of their last n steps, [N, n, latent_dim]
+        :return: Mean squared errors beside those of a guess: the mean reward, and the observation as it is
+        """
+        n = latents.shape[1]
+        with th.no_grad():
+            features = policy.window_features(windows, policy.vf_features_extractor)[:, -n:]
+            features = _normalized(self.features_scale, features)
+            rewards = _normalized(self.reward_scale, windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)
+            actions = encode_actions(windows.previous_actions[:, -n + 1 :], policy.action_space)
+            goes_on = ~windows.episode_starts[:, -n + 1 :]  # [N, n - 1]; else the observation is of another episode
+        expected = self(latents[:, :-1], actions, features[:, :-1])
+        observation_error = (expected.features - features[:, 1:]).square().mean(-1)
+        copy_error = (features[:, :-1] - features[:, 1:]).square().mean(-1)
+        return {
+            "live_reward": AuxiliaryLoss(F.mse_loss(expected.rewards, rewards), rewards.square().mean()),
+            "live_observation": AuxiliaryLoss(masked_mean(observation_error, goes_on), masked_mean(copy_error, goes_on)),
+        }
+
+    @th.no_grad()
+    def expect(self, policy: "AttentionActorCriticPolicy", windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
+        """
+        :param policy: The policy this belongs to
+        :param windows: N windows
+        :param actions: Candidate actions of their last n steps, as the buffer stores them, [N, n, action_dim]
+        :return: What is expected of the next step, in the units of rewards and features
+        """
+        n = actions.shape[1]
+        _, latents, _ = policy.window_latents(windows, n)
+        features = policy.window_features(windows, policy.vf_features_extractor)[:, -n:]
+        encoded = encode_actions(actions, policy.action_space)
+        expected = self(latents, encoded, _normalized(self.features_scale, features))
+        rewards = _denormalized(self.reward_scale, expected.rewards.unsqueeze(-1)).squeeze(-1)
+        return NextStep(rewards, _denormalized(self.features_scale, expected.features))
+
+
+def _normalized(scale: nn.BatchNorm1d, x: th.Tensor) -> th.Tensor:
+    """[N, n, D] -> same shape, about zero mean and unit variance"""
+    normalized: th.Tensor = scale(x.flatten(0, 1)).reshape(x.shape)
+    return normalized
+
+
+def _denormalized(scale: nn.BatchNorm1d, x: th.Tensor) -> th.Tensor:
+    """The inverse, by the running statistics"""
+    assert scale.running_mean is not None and scale.running_var is not None
+    return x * (scale.running_var + scale.eps).sqrt() + scale.running_mean
+
+
+def predict_next(policy: "AttentionActorCriticPolicy", windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
+    """
+    The next reward and observation that the critic expects of candidate actions.
+
+    :param policy: A policy trained with ``aux_loss=["live"]`` (or a list with "live" in it)
+    :param windows: What has happened so far, e.g. from :func:`~sb3_attention_ac.inspection.collect_trajectory`
+    :param actions: Candidate actions of the last n steps of each window, as the buffer stores them, [N, n, action_dim]
+    :return: Expected rewards [N, n] and features of the next observations [N, n, F]
+    :raises ValueError: If the policy was made without the live prediction
+    """
+    if policy.live is None:
+        raise ValueError(f"This policy's aux_loss has the targets {list(policy.aux_targets)}: train with aux_loss=['live'].")
+    policy.set_training_mode(False)
+    return policy.live.expect(policy, windows, actions)

@@ -1,0 +1,70 @@
+"""The live prediction: it sees no future, skips the borders of episodes, and learns a real environment."""
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from test_invariants_critic import perturbed, random_windows
+from test_run import SMALL, TINY, random_env
+from trajectories import ACTION_SPACES, make_policy
+
+from sb3_attention_ac import AAC
+from sb3_attention_ac.inspection import collect_trajectory
+from sb3_attention_ac.live import predict_next
+
+
+def test_expectations_do_not_change_with_what_happens_later():
+    policy, windows = make_policy(4, aux_targets=("live",)), random_windows(0, 12, 0.3)
+    actions = th.zeros(4, 12, 1)
+    expected = predict_next(policy, windows, actions)
+    future = (th.arange(12) > 5).expand_as(windows.episode_ids)
+    later = predict_next(policy, perturbed(windows, future), actions)
+    for a, b in zip(expected, later, strict=True):
+        th.testing.assert_close(a[:, :6], b[:, :6], rtol=0, atol=1e-5)
+        assert not th.allclose(a[:, 6:], b[:, 6:])
+    other = predict_next(policy, windows, actions + 1)
+    assert not th.allclose(other.rewards, expected.rewards)
+
+
+@pytest.mark.parametrize(("new_episode", "same"), [(True, True), (False, False)])
+def test_the_first_observation_of_the_next_episode_is_no_target(new_episode, same):
+    policy, windows = make_policy(4, aux_targets=("live",)), random_windows(0, 6, 0.0)
+    policy.live.eval()
+    windows.episode_starts[:, -1] = new_episode
+    latents = policy.window_latents(windows, 4)[1]
+    other = windows._replace(observations=windows.observations.clone())
+    other.observations[:, -1] = 5.0
+    losses = [policy.live.losses(policy, w, latents)["live_observation"].loss for w in (windows, other)]
+    assert th.equal(*losses) == same
+
+
+@pytest.mark.parametrize("name", ACTION_SPACES)
+def test_logged_beside_their_baselines(name):
+    env = random_env(actions=name)
+    model = AAC("MlpPolicy", env, aux_loss=["live", "reward"], policy_kwargs=TINY, **SMALL).learn(40)
+    logged = model.logger.name_to_value
+    for key in ("live_reward", "live_observation", "reward"):
+        assert np.isfinite(logged[f"train/aux_{key}_loss"]) and np.isfinite(logged[f"train/aux_{key}_baseline"])
+
+
+def test_a_policy_without_it_says_so():
+    policy, windows = make_policy(4, aux_targets=("reward",)), random_windows(0, 12, 0.3)
+    with pytest.raises(ValueError, match=r"has the targets \['reward'\]: train with aux_loss=\['live'\]"):
+        predict_next(policy, windows, th.zeros(4, 12, 1))
+
+
+@pytest.mark.slow
+def test_predicts_an_episode_it_has_not_learned_from():
+    env = make_vec_env("Pendulum-v1", n_envs=4, seed=0)
+    options = {"n_steps": 256, "batch_size": 64, "learning_rate": 1e-3, "gamma": 0.9, "seed": 0, "device": "cpu"}
+    model = AAC("MlpPolicy", env, aux_loss="live", aux_coef=1.0, **options).learn(20_480)
+    windows = collect_trajectory(model, make_vec_env("Pendulum-v1", seed=1000), n_steps=200)
+    actions = windows.previous_actions[:, 1:]
+    before = windows._replace(
+        **{name: getattr(windows, name)[:, :-1] for name in windows._fields},
+    )
+    expected = predict_next(model.policy, before, actions)
+    rewards, observations = windows.previous_rewards[:, 1:], windows.observations[:, 1:]
+    assert (expected.rewards - rewards).square().mean() < 0.1 * rewards.var()
+    copied = (windows.observations[:, :-1] - observations).square().mean()
+    assert (expected.features - observations).square().mean() < 0.1 * copied
