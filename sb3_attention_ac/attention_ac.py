@@ -1,7 +1,6 @@
 """AttentionActorCritic: PPO's loss, an attention critic over trajectories, and a masked prediction beside it."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -37,11 +36,12 @@ from sb3_attention_ac.trajectory import TrajectoryWindows
 
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
 
-# An MLP actor learns from shuffled transitions, the critic from windows. Neighbouring steps say much the same, so the critic
-# takes one step for this many of the actor's, on as many minibatches' worth of transitions.
+# An MLP actor learns from shuffled transitions, the critic from windows, whose neighbouring steps say much the same: it takes
+# one step for so many of the actor's, on minibatches larger by a factor. Adam can take steps longer by the root of that factor
+# (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
 MINIBATCHES_PER_CRITIC_STEP = 4
-# Adam can take steps longer by the square root of how much larger a minibatch is (https://arxiv.org/abs/2205.10287)
-CRITIC_LEARNING_RATE_FACTOR = MINIBATCHES_PER_CRITIC_STEP**0.5
+CRITIC_MINIBATCH_FACTOR = 2
+CRITIC_LEARNING_RATE_FACTOR = CRITIC_MINIBATCH_FACTOR**0.5
 
 
 class AttentionActorCritic(TrajectoryCollection):
@@ -55,7 +55,7 @@ class AttentionActorCritic(TrajectoryCollection):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). Beside an
-        MLP actor, the critic's is twice as large, for minibatches four times as large.
+        MLP actor, the critic's is larger by the square root of two, for minibatches twice as large.
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
     :param batch_size: Minibatch size in transitions; a memory actor's minibatches are rounded to whole chunks of windows
@@ -248,9 +248,9 @@ class AttentionActorCritic(TrajectoryCollection):
             self.recent_trajectories.add(self.rollout_buffer)
         self._log = TrainingLog()
         self._n_iterations += 1
-        actor_may_move = True
+        actor_may_move, critic_windows = True, self._critic_windows()
         for epoch in range(self.n_epochs):
-            for batch in self._minibatches(actor_may_move):
+            for batch in self._minibatches(critic_windows):
                 if not actor_may_move and isinstance(batch, RolloutBufferSamples):
                     continue
                 losses = self._losses(batch)
@@ -283,22 +283,24 @@ class AttentionActorCritic(TrajectoryCollection):
         schedule = getattr(self, name)
         return None if schedule is None else float(schedule(self._current_progress_remaining))
 
-    def _minibatches(self, actor_may_move: bool) -> Iterator[RolloutBufferSamples | WindowSamples]:
+    def _critic_windows(self) -> Iterator[WindowSamples]:
+        """The critic's minibatches beside an MLP actor, one pass over the rollout after the other"""
+        while True:
+            yield from self.rollout_buffer.get_windows(CRITIC_MINIBATCH_FACTOR * self.batch_size)
+
+    def _minibatches(self, critic_windows: Iterator[WindowSamples]) -> Iterator[RolloutBufferSamples | WindowSamples]:
         """
         One epoch: windows for a memory actor, else transitions for the MLP actor and, in between, windows for the critic.
 
-        :param actor_may_move: False to leave out the MLP actor
+        :param critic_windows: Where to take the latter from
         """
         if self.policy.memory_actor:
             yield from self.rollout_buffer.get_windows(self.batch_size)
             return
-        windows = self.rollout_buffer.get_windows(MINIBATCHES_PER_CRITIC_STEP * self.batch_size)
-        if actor_may_move:
-            for i, transitions in enumerate(self.rollout_buffer.get(self.batch_size), start=1):
-                yield transitions
-                if i % MINIBATCHES_PER_CRITIC_STEP == 0:
-                    yield from islice(windows, 1)
-        yield from windows
+        for i, transitions in enumerate(self.rollout_buffer.get(self.batch_size)):
+            if i % MINIBATCHES_PER_CRITIC_STEP == 0:
+                yield next(critic_windows)
+            yield transitions
 
     def _losses(self, batch: RolloutBufferSamples | WindowSamples) -> dict[str, th.Tensor]:
         """
