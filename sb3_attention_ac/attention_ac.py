@@ -1,6 +1,8 @@
 """AttentionActorCritic: PPO's loss, an attention critic over trajectories, and a masked prediction beside it."""
 
+import operator
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -24,7 +26,7 @@ from sb3_attention_ac.checks import (
 )
 from sb3_attention_ac.collecting import TrajectoryCollection
 from sb3_attention_ac.history import RecentTrajectories
-from sb3_attention_ac.losses import approximate_kl, clipped_surrogate_loss, entropy_loss, normalized, value_loss
+from sb3_attention_ac.losses import clipped_surrogate_loss, entropy_loss, normalized, value_loss
 from sb3_attention_ac.parameter_groups import scale_critic_learning_rate
 from sb3_attention_ac.policies import (
     AttentionActorCriticCnnPolicy,
@@ -246,7 +248,7 @@ class AttentionActorCritic(TrajectoryCollection):
         self._update_learning_rate(self.policy.optimizer)
         if self.policy.auxiliary is not None:
             self.recent_trajectories.add(self.rollout_buffer)
-        self._log = TrainingLog()
+        self._log = TrainingLog(self._scheduled("clip_range"))
         self._n_iterations += 1
         actor_may_move, critic_windows = True, self._critic_windows()
         for epoch in range(self.n_epochs):
@@ -344,9 +346,7 @@ class AttentionActorCritic(TrajectoryCollection):
         ratio = th.exp(log_ratio)
         policy_loss = clipped_surrogate_loss(ratio, advantages, clip_range)
         negative_entropy = entropy_loss(entropy, log_prob)
-        with th.no_grad():
-            self._log.add("approx_kl", approximate_kl(ratio, log_ratio))
-            self._log.add("clip_fraction", (th.abs(ratio - 1) > clip_range).float().mean())
+        self._log.add_log_ratio(log_ratio)
         self._log.add("policy_gradient_loss", policy_loss)
         self._log.add("entropy_loss", negative_entropy)
         losses = {"policy_gradient_loss": policy_loss}
@@ -360,7 +360,7 @@ class AttentionActorCritic(TrajectoryCollection):
         return loss
 
     def _kl_exceeded(self) -> bool:
-        return self.target_kl is not None and self._log.last("approx_kl") > 1.5 * self.target_kl
+        return self.target_kl is not None and self._log.last_kl() > 1.5 * self.target_kl
 
     def _optimize(self, losses: dict[str, th.Tensor]) -> None:
         """
@@ -370,7 +370,7 @@ class AttentionActorCritic(TrajectoryCollection):
         :raises FloatingPointError: If one is not finite; the parameters are then still the last good ones
         """
         optimizer = self.policy.optimizer
-        loss = th.stack(list(losses.values())).sum()
+        loss = reduce(operator.add, losses.values())
         optimizer.zero_grad()
         loss.backward()
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])

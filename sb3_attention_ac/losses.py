@@ -49,12 +49,11 @@ def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
     return log_prob.mean() if entropy is None else -entropy.mean()
 
 
-def approximate_kl(ratio: th.Tensor, log_ratio: th.Tensor) -> th.Tensor:
+def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:
     """
     Estimate of KL(pi_old || pi) that is never negative (http://joschu.net/blog/kl-approx.html).
 
-    :param ratio: pi(a | s) / pi_old(a | s)
-    :param log_ratio: Its logarithm
+    :param log_ratio: log pi(a | s) - log pi_old(a | s)
     :return: The mean estimate
     """
-    return (ratio - 1 - log_ratio).mean()
+    return (th.exp(log_ratio) - 1 - log_ratio).mean()

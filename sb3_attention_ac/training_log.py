@@ -7,12 +7,20 @@ import torch as th
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import explained_variance
 
+from sb3_attention_ac.losses import approximate_kl
+
 
 class TrainingLog:
-    """Collects tensors without reading them: reading one waits for the device."""
+    """
+    Collects tensors without reading them: reading one waits for the device.
 
-    def __init__(self) -> None:
+    :param clip_range: Present clipping parameter, to count what lies outside
+    """
+
+    def __init__(self, clip_range: float | None = None):
+        self.clip_range = clip_range
         self._values: dict[str, list[th.Tensor]] = defaultdict(list)
+        self._log_ratios: list[th.Tensor] = []
 
     def add(self, name: str, value: th.Tensor) -> None:
         """
@@ -21,9 +29,13 @@ class TrainingLog:
         """
         self._values[name].append(value.detach())
 
-    def last(self, name: str) -> float:
-        """:return: The latest value, minus infinity if there is none"""
-        return self._values[name][-1].item() if self._values[name] else -float("inf")
+    def add_log_ratio(self, log_ratio: th.Tensor) -> None:
+        """:param log_ratio: log pi(a | s) - log pi_old(a | s) of one minibatch"""
+        self._log_ratios.append(log_ratio.detach().flatten())
+
+    def last_kl(self) -> float:
+        """:return: Approximate KL divergence in the latest minibatch"""
+        return approximate_kl(self._log_ratios[-1]).item()
 
     def record(self, logger: Logger, values: np.ndarray, returns: np.ndarray, n_epochs: int) -> None:
         """
@@ -35,6 +47,11 @@ class TrainingLog:
         for name, collected in self._values.items():
             if collected:
                 logger.record(f"train/{name}", th.stack(collected).mean().item())
+        if self._log_ratios and self.clip_range is not None:
+            log_ratio = th.cat(self._log_ratios)
+            outside = th.abs(th.exp(log_ratio) - 1) > self.clip_range
+            logger.record("train/approx_kl", approximate_kl(log_ratio).item())
+            logger.record("train/clip_fraction", outside.float().mean().item())
         # Before the update: how well the critic does on trajectories that it has not learned from (out of sample)
         logger.record("train/explained_variance", explained_variance(values.flatten(), returns.flatten()))
         # In the last epoch: how well it does on those it has just learned from
