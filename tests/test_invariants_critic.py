@@ -15,7 +15,7 @@ from sb3_attention_ac.encoder import Rotary
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.trajectory import TrajectoryWindows, attention_mask
 
-FEW = settings(max_examples=20, deadline=None)
+FEW = settings(max_examples=12, deadline=None)
 
 
 def perturbed(windows: TrajectoryWindows, where: th.Tensor) -> TrajectoryWindows:
