@@ -133,9 +133,7 @@ def test_learns_to_predict_held_out_trajectories(env_id, aux_loss):
     env = make_vec_env(env_id, n_envs=4, seed=0)
     options = {"n_steps": 256, "batch_size": 128, "n_epochs": 10, "learning_rate": 1e-3, "gamma": 0.9}
     model = AAC("MlpPolicy", env, aux_loss=aux_loss, aux_coef=1.0, seed=0, device="cpu", **options).learn(20_480)
-    held_out = AAC(
-        "MlpPolicy", make_vec_env(env_id, n_envs=4, seed=1000), aux_loss=aux_loss, n_epochs=0, **options, device="cpu"
-    )
+    held_out = AAC("MlpPolicy", make_vec_env(env_id, n_envs=4, seed=1000), aux_loss=aux_loss, **options, device="cpu")
     held_out.policy.load_state_dict(model.policy.state_dict())
     held_out._setup_learn(1024, None)
     held_out.collect_rollouts(held_out.env, held_out._init_callback(None), held_out.rollout_buffer, 256)
