@@ -81,6 +81,16 @@ def masked_mean(values: th.Tensor, where: th.Tensor) -> th.Tensor:
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
+def normalized(scale: nn.Module, target: th.Tensor) -> th.Tensor:
+    """
+    :param scale: A ``BatchNorm1d`` of width D, without an affine part
+    :param target: [N, W, D]
+    :return: Same shape, about zero mean and unit variance
+    """
+    scaled: th.Tensor = scale(target.flatten(0, 1)).reshape(target.shape)
+    return scaled
+
+
 class MaskedPrediction(nn.Module):
     """
     Heads that predict left-out memories, and the key encoder (EMA) that makes their targets.
@@ -166,11 +176,6 @@ class MaskedPrediction(nn.Module):
         gathered: th.Tensor = trunk.encoder(tokens, windows.episode_ids, tokens.shape[1], causal=False)
         return gathered
 
-    def _normalized(self, name: str, target: th.Tensor) -> th.Tensor:
-        """[N, W, D] -> same shape, about zero mean and unit variance"""
-        normalized: th.Tensor = self.normalizers[name](target.flatten(0, 1)).reshape(target.shape)
-        return normalized
-
     def _regression(
         self,
         name: str,
@@ -183,7 +188,7 @@ class MaskedPrediction(nn.Module):
         windows, where = batch.windows, hidden
         with th.no_grad():
             if name == "observation":
-                target = self._normalized(name, policy.window_features(windows, self.key_extractor))
+                target = normalized(self.normalizers[name], policy.window_features(windows, self.key_extractor))
                 guess = _last_visible(target, hidden, windows.episode_ids)
                 target = F.pad(target[:, 1:], (0, 0, 0, 1))  # of step t: features of s_{t+1}
                 # Only where s_{t+1} is hidden as well: else predicting it would be copying it
@@ -192,7 +197,7 @@ class MaskedPrediction(nn.Module):
             else:
                 targets = {"return": batch.returns.unsqueeze(-1), "reward": batch.rewards.unsqueeze(-1)}
                 raw = targets[name] if name in targets else encode_actions(batch.actions, policy.action_space)
-                target = self._normalized(name, raw)
+                target = normalized(self.normalizers[name], raw)
                 guess = th.zeros_like(target)
         error = F.mse_loss(self.heads[name](gathered), target, reduction="none").mean(-1)  # [N, W]
         baseline = F.mse_loss(guess, target, reduction="none").mean(-1)

@@ -10,7 +10,7 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
-from sb3_attention_ac.auxiliary import AuxiliaryLoss, masked_mean
+from sb3_attention_ac.auxiliary import AuxiliaryLoss, masked_mean, normalized
 from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class LivePrediction(nn.Module):
         n = latents.shape[1]
         with th.no_grad():
             features = policy.window_features(windows, policy.vf_features_extractor)[:, -n:]
-            features = _normalized(self.features_scale, features)
-            rewards = _normalized(self.reward_scale, windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)
+            features = normalized(self.features_scale, features)
+            rewards = normalized(self.reward_scale, windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)
             actions = encode_actions(windows.previous_actions[:, -n + 1 :], policy.action_space)
             goes_on = ~windows.episode_starts[:, -n + 1 :]  # [N, n - 1]; else the observation is of another episode
         expected = self(latents[:, :-1], actions, features[:, :-1])
@@ -97,19 +97,13 @@ class LivePrediction(nn.Module):
         _, latents, _ = policy.window_latents(windows, n)
         features = policy.window_features(windows, policy.vf_features_extractor)[:, -n:]
         encoded = encode_actions(actions, policy.action_space)
-        expected = self(latents, encoded, _normalized(self.features_scale, features))
+        expected = self(latents, encoded, normalized(self.features_scale, features))
         rewards = _denormalized(self.reward_scale, expected.rewards.unsqueeze(-1)).squeeze(-1)
         return NextStep(rewards, _denormalized(self.features_scale, expected.features))
 
 
-def _normalized(scale: nn.BatchNorm1d, x: th.Tensor) -> th.Tensor:
-    """[N, n, D] -> same shape, about zero mean and unit variance"""
-    normalized: th.Tensor = scale(x.flatten(0, 1)).reshape(x.shape)
-    return normalized
-
-
 def _denormalized(scale: nn.BatchNorm1d, x: th.Tensor) -> th.Tensor:
-    """The inverse, by the running statistics"""
+    """The inverse of :func:`normalized`, by the running statistics"""
     assert scale.running_mean is not None and scale.running_var is not None
     return x * (scale.running_var + scale.eps).sqrt() + scale.running_mean
 
