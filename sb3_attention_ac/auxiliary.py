@@ -121,7 +121,11 @@ class MaskedPrediction(nn.Module):
         widths = {name: width for name, width in widths.items() if name in targets}
         # Targets of any scale: normalized by their running mean and standard deviation
         self.normalizers = nn.ModuleDict({name: nn.BatchNorm1d(width, affine=False) for name, width in widths.items()})
-        self.heads = nn.ModuleDict({name: nn.Linear(d_model, width) for name, width in widths.items()})
+        heads = {name: nn.Linear(d_model, width) for name, width in widths.items()}
+        for head in heads.values():  # at initialisation each prediction is its baseline's guess
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict(heads)
         if "contrastive" in targets:
             self.heads["contrastive"] = nn.Linear(d_model, latent_dim)
         self.mask_token = nn.Parameter(th.zeros(d_model))
@@ -199,7 +203,8 @@ class MaskedPrediction(nn.Module):
                 raw = targets[name] if name in targets else encode_actions(batch.actions, policy.action_space)
                 target = normalized(self.normalizers[name], raw)
                 guess = th.zeros_like(target)
-        error = F.mse_loss(self.heads[name](gathered), target, reduction="none").mean(-1)  # [N, W]
+        # The guess comes for nothing: the head predicts what differs from it
+        error = F.mse_loss(guess + self.heads[name](gathered), target, reduction="none").mean(-1)  # [N, W]
         baseline = F.mse_loss(guess, target, reduction="none").mean(-1)
         return AuxiliaryLoss(masked_mean(error, where), masked_mean(baseline, where))
 

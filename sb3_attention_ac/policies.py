@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
@@ -17,7 +17,7 @@ from sb3_attention_ac.acting import MemoryActor, StatelessCalls
 from sb3_attention_ac.auxiliary import MaskedPrediction
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.checks import check_network
-from sb3_attention_ac.distributions import without_validation
+from sb3_attention_ac.distributions import sample_categorical, sample_gaussian, without_validation
 from sb3_attention_ac.encoder import TrajectoryEncoder
 from sb3_attention_ac.live import LivePrediction
 from sb3_attention_ac.parameter_groups import actor_and_critic
@@ -405,8 +405,13 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :param deterministic: Whether to sample or use deterministic actions
         :return: Actions, not yet clipped or unscaled, [N, *action_shape]
         """
-        with without_validation():
-            actions = self._get_action_dist_from_latent(latent_pi).get_actions(deterministic=deterministic)
+        if not deterministic and isinstance(self.action_dist, CategoricalDistribution):
+            actions = sample_categorical(self.action_net(latent_pi))
+        elif not deterministic and type(self.action_dist) is DiagGaussianDistribution:
+            actions = sample_gaussian(self.action_net(latent_pi), self.log_std)
+        else:
+            with without_validation():
+                actions = self._get_action_dist_from_latent(latent_pi).get_actions(deterministic=deterministic)
         return actions.reshape((-1, *(self.action_space.shape or ())))
 
     def predict(

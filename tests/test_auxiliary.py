@@ -124,15 +124,23 @@ def test_key_encoder_follows_the_critic():
     assert 0 < followed < moved
 
 
+def test_predictions_start_at_their_baselines():
+    policy = make_policy(4, aux_targets=ALL, perturb=False)
+    losses = policy.auxiliary(policy, drawn(policy), 0.3)
+    for name in ("return", "observation", "action", "reward"):
+        th.testing.assert_close(losses[name].loss, losses[name].baseline)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("env_id", "aux_loss"), [("CartPole-v1", "contrastive"), ("CartPole-v1", "value"), ("Pendulum-v1", "prediction")]
+    ("env_id", "aux_loss", "n_steps"),
+    [("CartPole-v1", "contrastive", 20_480), ("CartPole-v1", "value", 20_480), ("Pendulum-v1", "prediction", 40_960)],
 )
-def test_learns_to_predict_held_out_trajectories(env_id, aux_loss):
+def test_learns_to_predict_held_out_trajectories(env_id, aux_loss, n_steps):
     """On episodes that nothing was learned from, each loss is under its baseline."""
     env = make_vec_env(env_id, n_envs=4, seed=0)
     options = {"n_steps": 256, "batch_size": 128, "n_epochs": 10, "learning_rate": 1e-3, "gamma": 0.9}
-    model = AAC("MlpPolicy", env, aux_loss=aux_loss, aux_coef=1.0, seed=0, device="cpu", **options).learn(20_480)
+    model = AAC("MlpPolicy", env, aux_loss=aux_loss, aux_coef=1.0, seed=0, device="cpu", **options).learn(n_steps)
     held_out = AAC("MlpPolicy", make_vec_env(env_id, n_envs=4, seed=1000), aux_loss=aux_loss, **options, device="cpu")
     held_out.policy.load_state_dict(model.policy.state_dict())
     held_out._setup_learn(1024, None)
