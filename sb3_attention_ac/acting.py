@@ -1,13 +1,14 @@
 """Acting with memory: observations in, actions out, one step of every environment at a time."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_attention_ac.attention_q import Tilt
 from sb3_attention_ac.memory import TrajectoryMemory, TrajectoryStepper
 from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim
 
@@ -49,18 +50,28 @@ class StatelessCalls:
                 )
 
 
+class Decision(NamedTuple):
+    """
+    :param actions: As sampled, [N, *action_shape]
+    :param tilt: How Q_att has changed their distributions, None for not
+    """
+
+    actions: th.Tensor
+    tilt: Tilt | None = None
+
+
 class MemoryActor:
     """
-    The memory actor of a policy, stepped. It holds no memory itself: memories go in and out.
+    The actor of a policy that remembers, stepped. It holds no memory itself: memories go in and out.
 
-    :param policy: A policy with ``memory_actor=True``
-    :param chunk_length: Steps between two rebuilds of the memory, None for the policy's ``context_length``
+    :param policy: A policy with ``memory_actor=True``, or with ``attention_q=True``
+    :param chunk_length: Steps between two rebuilds of the memory, None for the policy's
     """
 
     def __init__(self, policy: "AttentionActorCriticPolicy", chunk_length: int | None = None):
         self.policy = policy
-        chunk_length = chunk_length or policy.context_length
-        self.stepper = TrajectoryStepper(policy.actor_trunk, policy.mlp_extractor.policy_net, policy.n_context, chunk_length)
+        trunk, mlp, self.extractor = policy.acting_trunk()
+        self.stepper = TrajectoryStepper(trunk, mlp, policy.n_context, chunk_length or policy.chunk_length)
 
     def empty(self, n_envs: int) -> TrajectoryMemory:
         """
@@ -78,7 +89,7 @@ class MemoryActor:
         :return: A memory of their last episode
         """
         memory, n = self.empty(len(windows.episode_ids)), self.stepper.n_context
-        memory.features[:, :n] = self.policy.window_features(windows, self.policy.pi_features_extractor)[:, :n]
+        memory.features[:, :n] = self.policy.window_features(windows, self.extractor)[:, :n]
         memory.events[:, :n] = self.policy.encode_events(windows.previous_actions, windows.episode_starts)[:, :n]
         memory.previous_action.copy_(windows.previous_actions[:, -1])
         current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_context]
@@ -89,21 +100,24 @@ class MemoryActor:
     @th.no_grad()
     def act(
         self, obs: PyTorchObs, memory: TrajectoryMemory, episode_starts: np.ndarray, deterministic: bool = False
-    ) -> th.Tensor:
+    ) -> Decision:
         """
         :param obs: Observations, [N, *obs_shape]
         :param memory: The memory so far, updated in place
         :param episode_starts: Whether each observation is the first of its episode, [N]
         :param deterministic: Whether to sample or use deterministic actions
-        :return: Actions as sampled, [N, *action_shape]
+        :return: Actions, and how Q_att has tilted their distributions
         """
-        starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=self.policy.device)
-        features = self.policy.actor_features(obs)
-        events = self.policy.encode_events(memory.previous_action, starts)
-        latent_pi, _ = self.stepper.step(memory, features, events, starts)
-        actions = self.policy.sample_actions(latent_pi, deterministic)
+        policy = self.policy
+        starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=policy.device)
+        features = policy.features(obs, self.extractor)
+        events = policy.encode_events(memory.previous_action, starts)
+        latents, _ = self.stepper.step(memory, features, events, starts)
+        latent_pi = latents if policy.memory_actor else policy.mlp_actor_latent(obs)
+        tilt = policy.tilt(latents, latent_pi)
+        actions = policy.sample_actions(latent_pi, deterministic, None if tilt is None else tilt.offsets)
         memory.previous_action.copy_(actions.reshape(memory.previous_action.shape))
-        return actions
+        return Decision(actions, tilt)
 
     def from_state(self, state: Any, n_envs: int) -> TrajectoryMemory:
         """

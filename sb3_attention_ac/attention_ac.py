@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
+import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -13,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_attention_ac.auxiliary import AuxiliaryLoss
-from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, WindowSamples
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, TransitionSamples, WindowSamples
 from sb3_attention_ac.checks import (
     check_auxiliary,
     check_policy,
@@ -253,7 +254,7 @@ class AttentionActorCritic(TrajectoryCollection):
         actor_may_move, critic_windows = True, self._critic_windows()
         for epoch in range(self.n_epochs):
             for batch in self._minibatches(critic_windows):
-                if not actor_may_move and isinstance(batch, RolloutBufferSamples):
+                if not actor_may_move and isinstance(batch, TransitionSamples):
                     continue
                 losses = self._losses(batch)
                 if "policy_gradient_loss" in losses and self._kl_exceeded():
@@ -290,7 +291,7 @@ class AttentionActorCritic(TrajectoryCollection):
         while True:
             yield from self.rollout_buffer.get_windows(CRITIC_MINIBATCH_FACTOR * self.batch_size)
 
-    def _minibatches(self, critic_windows: Iterator[WindowSamples]) -> Iterator[RolloutBufferSamples | WindowSamples]:
+    def _minibatches(self, critic_windows: Iterator[WindowSamples]) -> Iterator[TransitionSamples | WindowSamples]:
         """
         One epoch: windows for a memory actor, else transitions for the MLP actor and, in between, windows for the critic.
 
@@ -299,21 +300,26 @@ class AttentionActorCritic(TrajectoryCollection):
         if self.policy.memory_actor:
             yield from self.rollout_buffer.get_windows(self.batch_size)
             return
-        for i, transitions in enumerate(self.rollout_buffer.get(self.batch_size)):
+        for i, transitions in enumerate(self.rollout_buffer.get_transitions(self.batch_size)):
             if i % MINIBATCHES_PER_CRITIC_STEP == 0:
                 yield next(critic_windows)
             yield transitions
 
-    def _losses(self, batch: RolloutBufferSamples | WindowSamples) -> dict[str, th.Tensor]:
+    def _losses(self, batch: TransitionSamples | WindowSamples) -> dict[str, th.Tensor]:
         """
         :param batch: Transitions for the MLP actor, or windows for the critic and the memory actor
         :return: The terms of the loss, weighted
         """
-        if isinstance(batch, RolloutBufferSamples):
-            log_prob, entropy = self.policy.evaluate_actor(batch.observations, batch.actions)
-            return self._actor_losses(batch, log_prob, entropy)
-        evaluation = self.policy.evaluate_windows(batch.windows, batch.actions)
+        if isinstance(batch, TransitionSamples):
+            transitions, offsets = batch
+            log_prob, entropy = self.policy.evaluate_actor(transitions.observations, transitions.actions, offsets)
+            return self._actor_losses(transitions, log_prob, entropy)
+        evaluation = self.policy.evaluate_windows(batch.windows, batch.actions, batch.offsets)
         losses = {"value_loss": self.vf_coef * self._value_loss(evaluation.values, batch)}
+        if evaluation.action_advantages is not None:
+            attention_q_loss = F.mse_loss(evaluation.action_advantages, normalized(batch.advantages))
+            self._log.add("attention_q_loss", attention_q_loss)
+            losses["attention_q_loss"] = self.vf_coef * attention_q_loss
         if evaluation.log_prob is not None:
             losses |= self._actor_losses(batch, evaluation.log_prob, evaluation.entropy)
         return losses | self._auxiliary_losses(batch.windows, evaluation.latents)

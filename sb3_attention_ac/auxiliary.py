@@ -18,7 +18,7 @@ from torch import nn
 from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions, local_window
 
 if TYPE_CHECKING:
-    from sb3_attention_ac.policies import AttentionActorCriticPolicy
+    from sb3_attention_ac.trajectory_policy import TrajectoryPolicy
 
 KEY_TAU = 0.05  # of the EMA key encoder, as in M-CURL
 NEAR_DUPLICATES = 4  # steps this close in the same episode are no negatives: they look alike
@@ -133,7 +133,7 @@ class MaskedPrediction(nn.Module):
         self.key_mlp = copy.deepcopy(mlp).requires_grad_(False)
 
     @th.no_grad()
-    def update_key_encoder(self, policy: "AttentionActorCriticPolicy", tau: float = KEY_TAU) -> None:
+    def update_key_encoder(self, policy: "TrajectoryPolicy", tau: float = KEY_TAU) -> None:
         """
         Let the key encoder follow the critic's (features extractor and MLP).
 
@@ -146,9 +146,7 @@ class MaskedPrediction(nn.Module):
             for buffer, key_buffer in zip(source.buffers(), key.buffers(), strict=True):
                 key_buffer.copy_(buffer)
 
-    def forward(
-        self, policy: "AttentionActorCriticPolicy", batch: AuxiliaryBatch, mask_ratio: float
-    ) -> dict[str, AuxiliaryLoss]:
+    def forward(self, policy: "TrajectoryPolicy", batch: AuxiliaryBatch, mask_ratio: float) -> dict[str, AuxiliaryLoss]:
         """
         :param policy: The policy this belongs to
         :param batch: Windows to leave memories out of
@@ -162,19 +160,20 @@ class MaskedPrediction(nn.Module):
             losses["contrastive"] = self._contrastive(gathered, hidden, batch.windows, policy)
         return losses
 
-    def _gather(self, policy: "AttentionActorCriticPolicy", windows: TrajectoryWindows, hidden: th.Tensor) -> th.Tensor:
+    def _gather(self, policy: "TrajectoryPolicy", windows: TrajectoryWindows, hidden: th.Tensor) -> th.Tensor:
         """What the encoder gathers for each step when the hidden memories are left out, [N, W, d_model]"""
         trunk, mlp = policy.encoder_trunk()
         assert trunk.encoder is not None
         shared = trunk is not policy.critic_trunk
         extractor = policy.pi_features_extractor if shared else policy.vf_features_extractor
         features = policy.window_features(windows, extractor) * ~hidden.unsqueeze(-1)
+        reads_rewards = policy.critic_reads_rewards and not shared
         # a_t and r_t are read by token t + 1
         nothing_before = windows.episode_starts | F.pad(hidden, (1, 0))[:, :-1]
         rewards = windows.previous_rewards
         if "return" in self.targets:  # A return is a sum of rewards: none may be seen
             rewards = th.zeros_like(rewards)
-        events = policy.encode_events(windows.previous_actions, nothing_before, None if shared else rewards)
+        events = policy.encode_events(windows.previous_actions, nothing_before, rewards if reads_rewards else None)
         previous = local_window(features, windows.episode_ids, trunk.n_previous) if trunk.n_previous > 0 else None
         tokens = trunk.encoder.tokens(trunk.latents(mlp, features, previous), events) + hidden.unsqueeze(-1) * self.mask_token
         gathered: th.Tensor = trunk.encoder(tokens, windows.episode_ids, tokens.shape[1], causal=False)
@@ -186,7 +185,7 @@ class MaskedPrediction(nn.Module):
         gathered: th.Tensor,
         hidden: th.Tensor,
         batch: AuxiliaryBatch,
-        policy: "AttentionActorCriticPolicy",
+        policy: "TrajectoryPolicy",
     ) -> AuxiliaryLoss:
         """Mean squared error of a normalized target, over the hidden memories"""
         windows, where = batch.windows, hidden
@@ -209,7 +208,7 @@ class MaskedPrediction(nn.Module):
         return AuxiliaryLoss(masked_mean(error, where), masked_mean(baseline, where))
 
     def _contrastive(
-        self, gathered: th.Tensor, hidden: th.Tensor, windows: TrajectoryWindows, policy: "AttentionActorCriticPolicy"
+        self, gathered: th.Tensor, hidden: th.Tensor, windows: TrajectoryWindows, policy: "TrajectoryPolicy"
     ) -> AuxiliaryLoss:
         """InfoNCE: find the key of the hidden observation among those of the window (van den Oord et al. 2018)"""
         with th.no_grad():

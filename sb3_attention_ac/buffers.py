@@ -67,6 +67,7 @@ class WindowSamples(NamedTuple):
     :param old_log_prob: [N, n]
     :param advantages: [N, n]
     :param returns: [N, n]
+    :param offsets: What was added to the parameters of the action distributions, [N, n, n_parameters or 0]
     """
 
     windows: TrajectoryWindows
@@ -75,6 +76,17 @@ class WindowSamples(NamedTuple):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
+    offsets: th.Tensor
+
+
+class TransitionSamples(NamedTuple):
+    """
+    :param transitions: N single transitions
+    :param offsets: What was added to the parameters of their action distributions, [N, n_parameters or 0]
+    """
+
+    transitions: RolloutBufferSamples
+    offsets: th.Tensor
 
 
 class TrajectoryRolloutBuffer(RolloutBuffer):
@@ -153,6 +165,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         shape = (self.buffer_size, self.n_envs)
         for name in ("values", "log_probs", "advantages", "returns"):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
+        self.offsets = np.zeros((*shape, 0), dtype=np.float32)
         self.terminal_observations = {}
         self._tensors, self._targets = None, {}
         self.pos, self.full = 0, False
@@ -210,6 +223,13 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param obs: Its ``terminal_observation``
         """
         self.terminal_observations[self.pos - 1, env] = obs
+
+    def set_offsets(self, offsets: np.ndarray) -> None:
+        """
+        :param offsets: What was added to the parameters of the action distributions, [buffer_size, n_envs, n_parameters]
+        """
+        self.offsets = offsets
+        self._targets.pop("offsets", None)
 
     def set_estimates(self, values: np.ndarray, log_probs: np.ndarray) -> None:
         """
@@ -336,23 +356,36 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
 
         :param batch_size: Transitions in a minibatch, None for all at once
         """
+        return (samples.transitions for samples in self.get_transitions(batch_size))
+
+    def get_transitions(self, batch_size: int | None = None) -> Generator[TransitionSamples, None, None]:
+        """
+        Shuffled transitions, and what their action distributions were tilted by.
+
+        :param batch_size: Transitions in a minibatch, None for all at once
+        """
         assert self.full, "The rollout is not complete yet"
         n_transitions = self.buffer_size * self.n_envs
         indices = th.as_tensor(np.random.permutation(n_transitions), device=self.device)
-        yield from split_batch(self._get_samples(indices), batch_size or n_transitions)
+        samples = TransitionSamples(self._get_samples(indices), self._target("offsets").flatten(0, 1)[indices])
+        yield from split_batch(samples, batch_size or n_transitions)
 
-    def in_order(self, batch_size: int) -> Generator[tuple[Any, th.Tensor, np.ndarray, np.ndarray], None, None]:
+    def in_order(
+        self, batch_size: int
+    ) -> Generator[tuple[Any, th.Tensor, th.Tensor, tuple[np.ndarray, np.ndarray]], None, None]:
         """
         Observations and actions in the order of the rollout.
 
         :param batch_size: Transitions at a time
-        :return: Observations, actions, their steps and their environments
+        :return: Observations, actions, offsets, and their steps and environments
         """
         data = self.tensors()
         for index in np.split(np.arange(n := self.buffer_size * self.n_envs), range(batch_size, n, batch_size)):
             steps, envs = index // self.n_envs, index % self.n_envs
             rows, env = th.as_tensor(steps + self.n_history), th.as_tensor(envs)
-            yield map_obs(lambda obs: obs[rows, env], data.observations), data.actions[rows, env], steps, envs  # noqa: B023
+            offsets = self._target("offsets")[rows - self.n_history, env]
+            observations = map_obs(lambda obs: obs[rows, env], data.observations)  # noqa: B023
+            yield observations, data.actions[rows, env], offsets, (steps, envs)
 
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
         data, rows = self.tensors(), batch_inds + self.n_history * self.n_envs
@@ -388,5 +421,5 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         return WindowSamples(
             windows,
             actions,
-            *(self._target(name)[steps, env] for name in ("values", "log_probs", "advantages", "returns")),
+            *(self._target(name)[steps, env] for name in ("values", "log_probs", "advantages", "returns", "offsets")),
         )

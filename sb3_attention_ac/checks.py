@@ -54,6 +54,18 @@ def check_network(
         raise ValueError("memory_actor=True needs attention, but n_layers=0 was given: use n_layers of at least 1.")
 
 
+def check_attention_q(attention_q: bool, n_layers: int, use_sde: bool) -> None:
+    """
+    Check whether Q_att can be built, see :class:`~sb3_attention_ac.attention_q.AttentionQ`.
+
+    :raises ValueError: If not
+    """
+    if attention_q and n_layers == 0:
+        raise ValueError("attention_q=True needs attention, but n_layers=0 was given: use n_layers of at least 1.")
+    if attention_q and use_sde:
+        raise ValueError("attention_q=True was given with use_sde=True, which it cannot tilt: use one of them.")
+
+
 def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...]:
     """
     :param aux_loss: None, a name of ``AUX_LOSSES``, or a list of targets

@@ -8,8 +8,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_attention_ac.attention_q import AttentionQ, Tilt
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.estimates import estimate_rollout
+from sb3_attention_ac.estimates import RolloutEstimates, estimate_rollout
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 
 
@@ -40,6 +41,7 @@ class TrajectoryCollection(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         actor = self.policy.start_acting(rollout_buffer)
+        tilts: list[Tilt] = []
         callback.on_rollout_start()
 
         while n_steps < n_rollout_steps:
@@ -47,7 +49,10 @@ class TrajectoryCollection(OnPolicyAlgorithm):
                 self.policy.reset_noise(env.num_envs)
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                actions = actor(obs_tensor, self._last_episode_starts).cpu().numpy()
+                decision = actor(obs_tensor, self._last_episode_starts)
+            actions = decision.actions.cpu().numpy()
+            if decision.tilt is not None:
+                tilts.append(decision.tilt)
             clipped_actions = self.policy.actions_for_env(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -67,10 +72,26 @@ class TrajectoryCollection(OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones
 
+        if tilts:
+            rollout_buffer.set_offsets(th.stack([tilt.offsets for tilt in tilts]).cpu().numpy())
         estimates = estimate_rollout(self.policy, rollout_buffer, new_obs)
         values, log_probs = estimates.values, estimates.log_probs
         rollout_buffer.set_estimates(values, log_probs)
         rollout_buffer.compute_returns_and_advantage(estimates.last_values, dones, estimates.terminal_values)
+        if self.policy.attention_q is not None:
+            self._judge_attention_q(self.policy.attention_q, estimates, tilts)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _judge_attention_q(self, attention_q: AttentionQ, estimates: RolloutEstimates, tilts: list[Tilt]) -> None:
+        """Let the gate see how A_att has done on this rollout, which nothing was learned from yet, and log it."""
+        beta = kl = 0.0
+        if tilts:
+            whole = Tilt(*map(th.cat, zip(*tilts, strict=True)))
+            beta, kl = float(whole.beta.mean()), float(attention_q.divergence(whole, self.policy.fixed_log_std()).mean())
+        self.logger.record("rollout/attention_q_beta", beta)
+        self.logger.record("rollout/attention_q_kl", kl)
+        attention_q.judge(estimates.action_advantages, self.rollout_buffer.advantages)
+        self.logger.record("rollout/attention_q_evidence", float(attention_q.evidence))
+        self.logger.record("rollout/attention_q_open", float(attention_q.is_open))

@@ -20,12 +20,14 @@ class RolloutEstimates(NamedTuple):
     """
     :param values: V(s_t), [n_steps, n_envs]
     :param log_probs: log pi(a_t | s_t), [n_steps, n_envs]
+    :param action_advantages: A_att(h_t, a_t), [n_steps, n_envs]; zeros without ``attention_q``
     :param last_values: Values of the observations after the last step, [n_envs]
     :param terminal_values: Values of the observations on which a time limit cut episodes off, in the buffer's order
     """
 
     values: np.ndarray
     log_probs: np.ndarray
+    action_advantages: np.ndarray
     last_values: th.Tensor
     terminal_values: np.ndarray
 
@@ -43,22 +45,24 @@ def estimate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
     :param last_obs: The observations after its last step, [n_envs, *obs_shape]
     :return: What advantages and ratios need
     """
-    values, log_probs = np.zeros_like(buffer.values), np.zeros_like(buffer.log_probs)
+    values, log_probs, action_advantages = (np.zeros_like(buffer.values) for _ in range(3))
     for starts, length in buffer.chunks():
         first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
         for part in _split(len(first), buffer.n_context + length):
-            windows, actions = buffer.windows(first[part], env[part], length)
-            evaluation = policy.evaluate_windows(windows, actions)
-            steps = first[part, None] + np.arange(length)
-            values[steps, env[part, None]] = evaluation.values.cpu().numpy()
+            samples = buffer.window_samples(first[part], env[part], length)
+            evaluation = policy.evaluate_windows(samples.windows, samples.actions, samples.offsets)
+            where = first[part, None] + np.arange(length), env[part, None]
+            values[where] = evaluation.values.cpu().numpy()
             if evaluation.log_prob is not None:
-                log_probs[steps, env[part, None]] = evaluation.log_prob.cpu().numpy()
+                log_probs[where] = evaluation.log_prob.cpu().numpy()
+            if evaluation.action_advantages is not None:
+                action_advantages[where] = evaluation.action_advantages.cpu().numpy()
     if not policy.memory_actor:
-        for observations, actions, steps, envs in buffer.in_order(MAX_STEPS_PER_PASS):
-            log_probs[steps, envs] = policy.evaluate_actor(observations, actions)[0].cpu().numpy()
+        for observations, actions, offsets, where in buffer.in_order(MAX_STEPS_PER_PASS):
+            log_probs[where] = policy.evaluate_actor(observations, actions, offsets)[0].cpu().numpy()
     last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
     last_values = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs))
-    return RolloutEstimates(values, log_probs, last_values, _terminal_values(policy, buffer))
+    return RolloutEstimates(values, log_probs, action_advantages, last_values, _terminal_values(policy, buffer))
 
 
 def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer) -> np.ndarray:

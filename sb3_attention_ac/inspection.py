@@ -41,14 +41,14 @@ def collect_trajectory(
     buffer = TrajectoryRolloutBuffer(
         n_steps, policy.observation_space, policy.action_space, policy.device, n_context=0, chunk_length=n_steps
     )
-    actor = MemoryActor(policy) if policy.memory_actor else None
+    actor = MemoryActor(policy) if policy.remembers else None
     memory = actor.empty(1) if actor is not None else None
     obs: Any = env.reset()
     starts = np.ones(1, dtype=bool)
     for _ in range(n_steps):
         obs_tensor, _ = policy.obs_to_tensor(obs)
         if actor is not None and memory is not None:
-            actions = actor.act(obs_tensor, memory, starts, deterministic).cpu().numpy()
+            actions = actor.act(obs_tensor, memory, starts, deterministic).actions.cpu().numpy()
         else:
             actions = policy.sample_actions(policy.mlp_actor_latent(obs_tensor), deterministic).cpu().numpy()
         new_obs, rewards, dones, _ = env.step(policy.actions_for_env(actions))

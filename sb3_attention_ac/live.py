@@ -14,7 +14,7 @@ from sb3_attention_ac.auxiliary import AuxiliaryLoss, masked_mean, normalized
 from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions
 
 if TYPE_CHECKING:
-    from sb3_attention_ac.policies import AttentionActorCriticPolicy
+    from sb3_attention_ac.trajectory_policy import TrajectoryPolicy
 
 HIDDEN_DIM = 64
 
@@ -59,9 +59,7 @@ class LivePrediction(nn.Module):
         hidden = th.tanh(self.hidden(th.cat([latents, actions], dim=-1)))
         return NextStep(self.reward(hidden).squeeze(-1), features + self.change(hidden))
 
-    def losses(
-        self, policy: "AttentionActorCriticPolicy", windows: TrajectoryWindows, latents: th.Tensor
-    ) -> dict[str, AuxiliaryLoss]:
+    def losses(self, policy: "TrajectoryPolicy", windows: TrajectoryWindows, latents: th.Tensor) -> dict[str, AuxiliaryLoss]:
         """
         Learn from windows: what came after each step is written in the step behind it.
 
@@ -86,7 +84,7 @@ class LivePrediction(nn.Module):
         }
 
     @th.no_grad()
-    def expect(self, policy: "AttentionActorCriticPolicy", windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
+    def expect(self, policy: "TrajectoryPolicy", windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
         """
         :param policy: The policy this belongs to
         :param windows: N windows
@@ -108,7 +106,7 @@ def _denormalized(scale: nn.BatchNorm1d, x: th.Tensor) -> th.Tensor:
     return x * (scale.running_var + scale.eps).sqrt() + scale.running_mean
 
 
-def predict_next(policy: "AttentionActorCriticPolicy", windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
+def predict_next(policy: "TrajectoryPolicy", windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
     """
     The next reward and observation that the critic expects of candidate actions.
 

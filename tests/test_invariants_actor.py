@@ -18,16 +18,16 @@ def stepped_rollout(policy, buffer, rng, starts, episode_end) -> tuple[np.ndarra
     latents = []
     sample_actions = policy.sample_actions
 
-    def recording(latent_pi, deterministic=False):
+    def recording(latent_pi, *args):
         latents.append(latent_pi)
-        return sample_actions(latent_pi, deterministic)
+        return sample_actions(latent_pi, *args)
 
     policy.sample_actions = recording
     actor = []
 
     def step(obs, episode_starts):
         actor[:] = actor or [policy.start_acting(buffer)]  # once the buffer is reset, as in collect_rollouts()
-        return actor[0](obs, episode_starts).numpy()
+        return actor[0](obs, episode_starts).actions.numpy()
 
     starts = fill(buffer, rng, starts, episode_end, step)
     policy.sample_actions = sample_actions

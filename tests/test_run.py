@@ -189,7 +189,7 @@ def test_every_step_is_seen_once(memory_actor):
     model.rollout_buffer._targets = {}
     critic_windows = model._critic_windows()
     batches = [batch for _ in range(1 if memory_actor else 2) for batch in model._minibatches(critic_windows)]
-    actor = [batch.returns.flatten() for batch in batches if not hasattr(batch, "windows")]
+    actor = [batch.transitions.returns.flatten() for batch in batches if not hasattr(batch, "windows")]
     critic = [batch.returns.flatten() for batch in batches if hasattr(batch, "windows")]
     assert len(actor) == (0 if memory_actor else 16) and len(critic) == (8 if memory_actor else 4)
     for parts in filter(None, (actor[:8], actor[8:], critic)):

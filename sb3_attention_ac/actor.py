@@ -1,0 +1,108 @@
+"""The actor without a memory, and what every actor does with its latents: distributions, samples, actions for the env."""
+
+from typing import Any, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_attention_ac.distributions import sample_categorical, sample_gaussian, without_validation
+
+
+class ActorPolicy(ActorCriticPolicy):
+    """
+    SB3's MLP actor. Where ``offsets`` are taken, they are added to the distribution's parameters (logits or means) as
+    :class:`~sb3_attention_ac.attention_q.AttentionQ` gives them; None, or a width of zero, for no change.
+    """
+
+    def features(self, obs: PyTorchObs, extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """:return: Features of each observation, [N, features_dim]"""
+        # ActorCriticPolicy.extract_features() returns pairs; BasePolicy's takes one extractor
+        features: Any = super(ActorCriticPolicy, self).extract_features(obs, extractor)
+        return cast(th.Tensor, features)
+
+    def mlp_actor_latent(self, obs: PyTorchObs) -> th.Tensor:
+        """:return: SB3's actor latent of each observation, [N, latent_dim_pi]"""
+        return self.mlp_extractor.forward_actor(self.features(obs, self.pi_features_extractor))
+
+    def action_parameters(self, latent_pi: th.Tensor, offsets: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param latent_pi: [N, latent_dim_pi]
+        :param offsets: What to add, [N, n_parameters]
+        :return: Logits, or means of a Box, [N, n_parameters]
+        """
+        parameters: th.Tensor = self.action_net(latent_pi)
+        return parameters if offsets is None or offsets.shape[-1] == 0 else parameters + offsets
+
+    def action_distribution(self, latent_pi: th.Tensor, offsets: th.Tensor | None = None) -> Distribution:
+        """
+        :param latent_pi: [N, latent_dim_pi]
+        :param offsets: What to add to its parameters, [N, n_parameters]
+        :return: The distribution of actions
+        """
+        if offsets is None or offsets.shape[-1] == 0:
+            return self._get_action_dist_from_latent(latent_pi)
+        make: Any = self.action_dist.proba_distribution
+        parameters = self.action_parameters(latent_pi, offsets)
+        distribution = make(parameters, self.log_std) if isinstance(self.action_space, spaces.Box) else make(parameters)
+        return cast(Distribution, distribution)
+
+    def log_prob_and_entropy(
+        self, latent_pi: th.Tensor, actions: th.Tensor, offsets: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param latent_pi: [N, latent_dim_pi]
+        :param actions: As the buffer stores them, [N, action_dim]
+        :param offsets: What was added to the distribution's parameters, [N, n_parameters]
+        :return: log probabilities of the actions [N] and entropy of the distributions [N]
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        with without_validation():
+            distribution = self.action_distribution(latent_pi, offsets)
+            return distribution.log_prob(actions), distribution.entropy()
+
+    def evaluate_actor(
+        self, obs: PyTorchObs, actions: th.Tensor, offsets: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        The MLP actor alone.
+
+        :param obs: Observations, [N, *obs_shape]
+        :param actions: As the buffer stores them, [N, action_dim]
+        :param offsets: What was added to the distribution's parameters, [N, n_parameters]
+        :return: log probabilities of the actions [N] and entropy of the action distributions [N]
+        """
+        return self.log_prob_and_entropy(self.mlp_actor_latent(obs), actions, offsets)
+
+    def sample_actions(self, latent_pi: th.Tensor, deterministic: bool = False, offsets: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param latent_pi: [N, latent_dim_pi]
+        :param deterministic: Whether to sample or use deterministic actions
+        :param offsets: What to add to the distribution's parameters, [N, n_parameters]
+        :return: Actions, not yet clipped or unscaled, [N, *action_shape]
+        """
+        if not deterministic and isinstance(self.action_dist, CategoricalDistribution):
+            actions = sample_categorical(self.action_parameters(latent_pi, offsets))
+        elif not deterministic and type(self.action_dist) is DiagGaussianDistribution:
+            actions = sample_gaussian(self.action_parameters(latent_pi, offsets), self.log_std)
+        else:
+            with without_validation():
+                actions = self.action_distribution(latent_pi, offsets).get_actions(deterministic=deterministic)
+        return actions.reshape((-1, *(self.action_space.shape or ())))
+
+    def actions_for_env(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: As sampled from the distribution
+        :return: As the environment takes them: unscaled (gSDE with ``squash_output``) or clipped to the bounds of a Box
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.squash_output:
+            return self.unscale_action(actions)
+        clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
+        return clipped

@@ -1,0 +1,345 @@
+"""The networks of a policy that attends to trajectories, and one pass of them over windows."""
+
+from typing import Any, NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_attention_ac.actor import ActorPolicy
+from sb3_attention_ac.attention_q import AttentionQ, Tilt
+from sb3_attention_ac.auxiliary import MaskedPrediction
+from sb3_attention_ac.checks import check_attention_q, check_network
+from sb3_attention_ac.encoder import TrajectoryEncoder
+from sb3_attention_ac.live import LivePrediction
+from sb3_attention_ac.parameter_groups import actor_and_critic
+from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, encode_actions, map_obs, symlog
+from sb3_attention_ac.trunk import AttentionTrunk
+
+
+class WindowEvaluation(NamedTuple):
+    """
+    What actor and critic say of the last n steps of N windows. An MLP actor is evaluated on single transitions instead.
+
+    :param values: V(s_t), [N, n]
+    :param latents: The critic's latents, [N, n, latent_dim_vf]
+    :param action_advantages: A_att(h_t, a_t), [N, n]; None without ``attention_q``
+    :param log_prob: log pi(a_t | s_t), [N, n]; None for an MLP actor
+    :param entropy: Entropy of the action distributions, [N, n]; None for an MLP actor, or if it has no analytical form
+    """
+
+    values: th.Tensor
+    latents: th.Tensor
+    action_advantages: th.Tensor | None = None
+    log_prob: th.Tensor | None = None
+    entropy: th.Tensor | None = None
+
+
+class TrajectoryPolicy(ActorPolicy):
+    """
+    SB3's actor-critic policy whose critic attends to the trajectory. At initialisation the critic is SB3's MLP critic: what
+    the local window and the attention add is learned, starting at zero. The actor is SB3's MLP actor, or with ``memory_actor``
+    it attends to the trajectory as well.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param net_arch: The specification of the policy and value networks
+    :param activation_fn: Activation function of these networks
+    :param ortho_init: Whether to use or not orthogonal initialization
+    :param use_sde: Whether to use State Dependent Exploration or not
+    :param log_std_init: Initial value for the log standard deviation
+    :param full_std: Whether to use (n_features x n_actions) parameters for the std instead of only (n_features,) with gSDE
+    :param use_expln: Use ``expln()`` function instead of ``exp()`` to ensure a positive standard deviation (gSDE)
+    :param squash_output: Whether to squash the output using a tanh function (gSDE)
+    :param features_extractor_class: Features extractor to use
+    :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
+    :param share_features_extractor: If True, the features extractor is shared between the policy and value networks
+    :param normalize_images: Whether to normalize images or not, dividing by 255.0 (True by default)
+    :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
+    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
+    :param context_length: How many steps of its episode a step sees at least, if there are that many, at least 1; at
+        most three times as many, less one (twice as many with ``memory_actor``)
+    :param d_model: Width of a token, a multiple of ``n_heads``
+    :param n_layers: Number of transformer blocks, 0 for no attention (the critic is an MLP with a local window)
+    :param n_heads: Number of attention heads
+    :param dim_feedforward: Width of the feed-forward part of a block, None for ``2 * d_model``
+    :param dropout: Dropout probability in the encoder, in [0, 1)
+    :param local_window: How many of the last steps feed the MLP's first layer directly, 1 for the current one alone
+    :param memory_actor: Whether the actor attends to the trajectory too
+    :param share_encoder: With ``memory_actor``, one encoder for actor and critic instead of two
+    :param attention_q: Whether to tilt the action distribution by an advantage read from what attention gathers, see
+        :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, ``predict`` has none to give
+    :param aux_targets: What is predicted, see :class:`~sb3_attention_ac.auxiliary.MaskedPrediction`; "live" for
+        :class:`~sb3_attention_ac.live.LivePrediction`
+    :param temperature: Temperature of the contrastive loss
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        ortho_init: bool = True,
+        use_sde: bool = False,
+        log_std_init: float = 0.0,
+        full_std: bool = True,
+        use_expln: bool = False,
+        squash_output: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = True,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        context_length: int = 32,
+        d_model: int = 64,
+        n_layers: int = 1,
+        n_heads: int = 4,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        local_window: int = 4,
+        memory_actor: bool = False,
+        share_encoder: bool = False,
+        attention_q: bool = False,
+        aux_targets: tuple[str, ...] = (),
+        temperature: float = 0.1,
+    ):
+        check_network(context_length, d_model, n_layers, n_heads, dim_feedforward, dropout, local_window, memory_actor)
+        check_attention_q(attention_q, n_layers, use_sde)
+        if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
+            # SB3's epsilon; the fused step does the same arithmetic in one kernel
+            optimizer_kwargs = {"eps": 1e-5, "fused": True}
+        self.context_length = context_length
+        self.d_model = d_model
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.dim_feedforward = dim_feedforward
+        self.dropout = dropout
+        self.local_window = local_window
+        self.memory_actor = memory_actor
+        self.share_encoder = share_encoder
+        self.use_attention_q = attention_q
+        self.aux_targets = tuple(aux_targets)
+        self.temperature = temperature
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            ortho_init=ortho_init,
+            use_sde=use_sde,
+            log_std_init=log_std_init,
+            full_std=full_std,
+            use_expln=use_expln,
+            squash_output=squash_output,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        names = "share_features_extractor context_length d_model n_layers n_heads dim_feedforward dropout local_window"
+        names += " memory_actor share_encoder aux_targets temperature"
+        data.update({name: getattr(self, name) for name in names.split()})
+        data["attention_q"] = self.use_attention_q
+        return data
+
+    # --- construction ---------------------------------------------------------------------------------------------------
+
+    @property
+    def n_context(self) -> int:
+        """How many steps before a chunk its windows need: the context of the attention, or of the local window alone."""
+        return self.context_length if self.n_layers > 0 else self.local_window - 1
+
+    @property
+    def chunk_length(self) -> int:
+        """How many consecutive steps follow this context in a window: more for a critic alone, so that less is overlap."""
+        return self.context_length if self.memory_actor else 2 * self.context_length
+
+    @property
+    def critic_reads_rewards(self) -> bool:
+        """False for a critic that is stepped while acting: ``predict`` has no rewards to give."""
+        return self.memory_actor or not self.use_attention_q
+
+    def _make_encoder(self, latent_dim: int, event_dim: int) -> TrajectoryEncoder | None:
+        if self.n_layers == 0:
+            return None
+        dim_feedforward = self.dim_feedforward or 2 * self.d_model
+        return TrajectoryEncoder(
+            latent_dim, event_dim, self.d_model, self.n_layers, self.n_heads, dim_feedforward, self.dropout
+        )
+
+    def _build_mlp_extractor(self) -> None:
+        """Create SB3's policy and value networks, and the trunks and heads that go with them."""
+        super()._build_mlp_extractor()
+        mlp, action_dim = self.mlp_extractor, action_encoding_dim(self.action_space)
+        gathered_dim = self.d_model if self.n_layers > 0 else 0
+        shared = self.memory_actor and self.share_encoder
+        if self.memory_actor:
+            encoder = self._make_encoder(mlp.latent_dim_pi, action_dim)
+            self.actor_trunk = AttentionTrunk(
+                mlp.policy_net, self.features_dim, mlp.latent_dim_pi, self.local_window, encoder, gathered_dim
+            )
+        event_dim = action_dim + 1 if self.critic_reads_rewards else action_dim
+        encoder = None if shared else self._make_encoder(mlp.latent_dim_vf, event_dim)
+        self.critic_trunk = AttentionTrunk(
+            mlp.value_net, self.features_dim, mlp.latent_dim_vf, self.local_window, encoder, gathered_dim
+        )
+        self.auxiliary = self.live = None
+        if "live" in self.aux_targets:
+            self.live = LivePrediction(mlp.latent_dim_vf, action_dim, self.features_dim)
+        masked_targets = tuple(target for target in self.aux_targets if target != "live")
+        if masked_targets:
+            self.auxiliary = MaskedPrediction(
+                masked_targets,
+                self.d_model,
+                self.vf_features_extractor,
+                mlp.policy_net if shared else mlp.value_net,
+                mlp.latent_dim_pi if shared else mlp.latent_dim_vf,
+                action_dim,
+                self.temperature,
+            )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.attention_q = None
+        if self.use_attention_q:
+            action_net: Any = self.action_net
+            trunk_dim = self.mlp_extractor.latent_dim_pi if self.memory_actor else self.mlp_extractor.latent_dim_vf
+            self.attention_q = AttentionQ(trunk_dim, self.action_space, action_net.out_features)
+        optimizer_class: Any = self.optimizer_class
+        parameters: Any = self.parameters() if self.memory_actor else actor_and_critic(self)
+        self.optimizer = optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)
+        if self.auxiliary is not None:
+            self.auxiliary.update_key_encoder(self, 1.0)
+
+    def encoder_trunk(self) -> tuple[AttentionTrunk, nn.Sequential]:
+        """:return: The trunk whose encoder the critic reads, and its MLP"""
+        if self.memory_actor and self.share_encoder:
+            return self.actor_trunk, self.mlp_extractor.policy_net
+        return self.critic_trunk, self.mlp_extractor.value_net
+
+    # --- one pass over windows ------------------------------------------------------------------------------------------
+
+    def window_features(self, windows: TrajectoryWindows, extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """:return: Features of every step, [N, W, features_dim]"""
+        features = self.features(windows.flat_observations(), extractor)
+        return features.reshape(*windows.episode_ids.shape, -1)  # [N * W, F] -> [N, W, F]
+
+    def encode_events(self, actions: th.Tensor, episode_starts: th.Tensor, rewards: th.Tensor | None = None) -> th.Tensor:
+        """
+        What happened just before each step; zeros at the first step of an episode.
+
+        :param actions: Previous actions, [..., action_dim]
+        :param episode_starts: [...]
+        :param rewards: Previous rewards [...], for the critic only: ``predict`` has none to give
+        :return: [..., event_dim]
+        """
+        events = encode_actions(actions, self.action_space)
+        if rewards is not None:
+            events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
+        return events * ~episode_starts.unsqueeze(-1)
+
+    def window_latents(
+        self, windows: TrajectoryWindows, n_queries: int
+    ) -> tuple[th.Tensor | None, th.Tensor, th.Tensor | None]:
+        """
+        The causal latents of the last steps of each window.
+
+        :param windows: N windows
+        :param n_queries: How many of their last steps to return
+        :return: latents of the memory actor (None for an MLP actor) [N, n_queries, latent_dim_pi], latents of the critic
+            [N, n_queries, latent_dim_vf], and what the critic's encoder gathered [N, n_queries, d_model]
+        """
+        vf_features = self.window_features(windows, self.vf_features_extractor)
+        latent_pi = gathered = None
+        if self.memory_actor:
+            shared = self.share_features_extractor
+            pi_features = vf_features if shared else self.window_features(windows, self.pi_features_extractor)
+            events = self.encode_events(windows.previous_actions, windows.episode_starts)
+            latent_pi, gathered = self.actor_trunk(
+                self.mlp_extractor.policy_net, pi_features, events, windows.episode_ids, n_queries
+            )
+            if not self.share_encoder:
+                gathered = None
+        rewards = windows.previous_rewards if self.critic_reads_rewards else None
+        events = self.encode_events(windows.previous_actions, windows.episode_starts, rewards)
+        latent_vf, gathered = self.critic_trunk(
+            self.mlp_extractor.value_net, vf_features, events, windows.episode_ids, n_queries, gathered
+        )
+        return latent_pi, latent_vf, gathered
+
+    def evaluate_windows(
+        self, windows: TrajectoryWindows, actions: th.Tensor, offsets: th.Tensor | None = None
+    ) -> WindowEvaluation:
+        """
+        Values of the last steps of each window, and for a memory actor the log probabilities of their actions.
+
+        :param windows: N windows
+        :param actions: Actions of their last n steps, [N, n, action_dim]
+        :param offsets: What was added to the parameters of their distributions, [N, n, n_parameters]
+        :return: What actor and critic say of these steps
+        """
+        n = actions.shape[1]
+        latent_pi, latent_vf, _ = self.window_latents(windows, n)
+        values = self.value_net(latent_vf).squeeze(-1)
+        action_advantages = None
+        if self.attention_q is not None:
+            action_advantages = self._action_advantages(windows, latent_pi, latent_vf, actions, offsets)
+        if latent_pi is None:
+            return WindowEvaluation(values, latent_vf, action_advantages)
+        flat_offsets = None if offsets is None else offsets.flatten(0, 1)
+        log_prob, entropy = self.log_prob_and_entropy(latent_pi.flatten(0, 1), actions.flatten(0, 1), flat_offsets)
+        shape = values.shape  # [N, n]
+        entropy = None if entropy is None else entropy.reshape(shape)
+        return WindowEvaluation(values, latent_vf, action_advantages, log_prob.reshape(shape), entropy)
+
+    # --- Q_att --------------------------------------------------------------------------------------------------------------
+
+    def _action_advantages(
+        self,
+        windows: TrajectoryWindows,
+        latent_pi: th.Tensor | None,
+        latent_vf: th.Tensor,
+        actions: th.Tensor,
+        offsets: th.Tensor | None,
+    ) -> th.Tensor:
+        """A_att of the actions of the last steps of each window, [N, n]"""
+        assert self.attention_q is not None
+        n = actions.shape[1]
+        latents = latent_vf if latent_pi is None else latent_pi
+        with th.no_grad():
+            if latent_pi is None:
+                last: PyTorchObs = map_obs(lambda obs: obs[:, -n:].flatten(0, 1), windows.observations)
+                latent_pi = self.mlp_actor_latent(last).reshape(*actions.shape[:2], -1)  # [N * n, H] -> [N, n, H]
+            parameters = self.action_parameters(latent_pi, offsets)
+        return self.attention_q.advantages(latents, actions, parameters, self.fixed_log_std())
+
+    def fixed_log_std(self) -> th.Tensor | None:
+        """:return: Logarithm of the standard deviations of a Box's actions, without gradient; None for other spaces"""
+        return self.log_std.detach() if isinstance(self.action_space, spaces.Box) else None
+
+    @property
+    def tilts(self) -> bool:
+        """Whether actions are tilted by what attention gathered: with ``attention_q``, once it has earned it"""
+        return self.attention_q is not None and self.attention_q.is_open
+
+    def tilt(self, latents: th.Tensor, latent_pi: th.Tensor) -> Tilt | None:
+        """
+        :param latents: Of the trunk that is stepped while acting, [N, latent_dim]
+        :param latent_pi: The actor's, [N, latent_dim_pi]
+        :return: What to add to the parameters of the action distribution, None for nothing
+        """
+        if self.attention_q is None or not self.attention_q.is_open:
+            return None
+        return self.attention_q.tilt(latents, self.action_parameters(latent_pi), self.fixed_log_std())
