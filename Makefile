@@ -39,11 +39,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The start-up files are copied into the environment, hence it depends on them
+# The start-up files are copied into the environment, hence it depends on them.
+# --no-compile: most of the installed Python files are never imported, and those that are get compiled then
 $(READY): setup.cfg pyproject.toml $(wildcard startup/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install -e ".[envs,tests,video]"
+	$(BIN)/python -m pip install --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --no-compile -e ".[envs,tests,video]"
 	touch $@
 
 clean:

@@ -124,8 +124,9 @@ def test_variant_files(tmp_path: Path) -> None:
         collect_variants([], [str(path)])
 
 
-def test_ladder_starts_with_ppo() -> None:
+def test_shipped_variants() -> None:
     assert SHIPPED.joinpath("ladder.yml").is_file()
+    assert [variant.name for variant in collect_variants(["aac"], ["memory"])] == ["aac", "ppo", "ppo-stack8", "ppo_lstm"]
     names = [variant.name for variant in collect_variants([], ["ladder"])]
     assert names[:3] == ["ppo", "aac-mlp", "aac-attention"]
 
