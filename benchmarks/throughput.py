@@ -172,10 +172,8 @@ def _run(setup: Setup, model: Any, steps: int) -> Measurement:
 
 
 @functools.cache
-def _warm_model(setup: Setup) -> Any:
-    model = _make_model(setup)
-    _run(setup, model, 1)  # one rollout that does not count
-    return model
+def _model(setup: Setup) -> Any:
+    return _make_model(setup)
 
 
 def measure(setup: Setup, steps: int) -> Measurement:
@@ -186,7 +184,10 @@ def measure(setup: Setup, steps: int) -> Measurement:
     :param steps: Number of steps, over all environments
     :return: What they took
     """
-    return _run(setup, _warm_model(setup), steps)
+    model = _model(setup)
+    # One rollout that does not count: while the process waited for its turn, its memory may have been reclaimed
+    _run(setup, model, 1)
+    return _run(setup, model, steps)
 
 
 def describe_machine(command: str) -> str:

@@ -4,6 +4,7 @@ CartPole-v1 without velocities, unless a saved model is given.
 
     python examples/inspect_attention.py
     python examples/inspect_attention.py --model aac_cartpole --env CartPole-v1 --network critic
+    python examples/inspect_attention.py --env popgym:popgym-RepeatPreviousEasy-v0 --local-window 1 --steps 100000
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--env", default="CartPoleNoVel-v1", help="Environment ID")
     parser.add_argument("--network", default="actor", choices=["actor", "critic"], help="Whose attention to draw")
     parser.add_argument("--steps", type=int, default=30_000, help="Number of training steps")
+    parser.add_argument("--local-window", type=int, default=4, help="How many steps feed the MLP directly, past attention")
     parser.add_argument("--length", type=int, default=64, help="Number of steps of the trajectory")
     parser.add_argument("--out", default="attention.png", help="Where to save the heat map")
     parser.add_argument("--out-values", default="values.png", help="Where to save the values")
@@ -46,7 +48,7 @@ def main() -> None:
 
     if args.model is None:
         envs = make_vec_env(args.env, n_envs=8, seed=0)
-        policy_kwargs = {"memory_actor": True, "context_length": 32}
+        policy_kwargs = {"memory_actor": True, "context_length": 32, "local_window": args.local_window}
         model = AAC("MlpPolicy", envs, n_steps=128, batch_size=256, learning_rate=1e-3, policy_kwargs=policy_kwargs, seed=0)
         model.learn(args.steps)
     else:

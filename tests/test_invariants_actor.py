@@ -99,14 +99,14 @@ LONG = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end
 
 
 def test_minibatches_without_their_context_are_found(monkeypatch):
-    window_samples = TrajectoryRolloutBuffer.window_samples
+    get_windows = TrajectoryRolloutBuffer.get_windows
 
-    def without_context(self, starts, envs, length):
-        samples = window_samples(self, starts, envs, length)
-        samples.windows.episode_ids[:, : self.n_context] = -2
-        return samples
+    def without_context(self, batch_size):
+        for samples in get_windows(self, batch_size):
+            samples.windows.episode_ids[:, : self.n_context] = -2
+            yield samples
 
-    monkeypatch.setattr(TrajectoryRolloutBuffer, "window_samples", without_context)
+    monkeypatch.setattr(TrajectoryRolloutBuffer, "get_windows", without_context)
     with pytest.raises(AssertionError):
         check_first_ratio("Discrete", {"memory_actor": True}, LONG)
 
