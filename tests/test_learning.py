@@ -31,11 +31,16 @@ def test_cartpole(policy_kwargs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_save_load_continue(tmp_path):
-    """Two halves through a zip are as good as the whole in one go."""
-    env = make_vec_env("CartPole-v1", n_envs=8, seed=1)
-    whole = AAC("MlpPolicy", env, seed=1, **FAST).learn(20_480)
-    AAC("MlpPolicy", env, seed=1, **FAST).learn(10_240).save(tmp_path / "half")
-    halves = AAC.load(tmp_path / "half", env=env, device="cpu").learn(10_240, reset_num_timesteps=False)
-    assert halves.num_timesteps == whole.num_timesteps == 20_480
-    assert score(halves, "CartPole-v1") > 0.8 * score(whole, "CartPole-v1")
+    """Two halves through a zip are as good as the whole in one go: on average, a single seed of 20k steps says little."""
+    wholes, parts = [], []
+    for seed in range(1, 5):
+        env = make_vec_env("CartPole-v1", n_envs=8, seed=seed)
+        whole = AAC("MlpPolicy", env, seed=seed, **FAST).learn(20_480)
+        AAC("MlpPolicy", env, seed=seed, **FAST).learn(10_240).save(tmp_path / "half")
+        halves = AAC.load(tmp_path / "half", env=env, device="cpu").learn(10_240, reset_num_timesteps=False)
+        assert halves.num_timesteps == whole.num_timesteps == 20_480
+        wholes.append(score(whole, "CartPole-v1"))
+        parts.append(score(halves, "CartPole-v1"))
+    assert sum(parts) > 0.8 * sum(wholes)
