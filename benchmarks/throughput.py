@@ -105,6 +105,7 @@ class Result(NamedTuple):
 # --- in the process of one algorithm ------------------------------------------------------------------------------------
 
 
+@functools.cache
 def _make_model(setup: Setup) -> Any:
     import torch as th
     from sb3_contrib import RecurrentPPO
@@ -171,11 +172,6 @@ def _run(setup: Setup, model: Any, steps: int) -> Measurement:
     return _step_randomly(model, steps) if setup.algo == "random" else _train(model, steps)
 
 
-@functools.cache
-def _model(setup: Setup) -> Any:
-    return _make_model(setup)
-
-
 def measure(setup: Setup, steps: int) -> Measurement:
     """
     One repetition, called in the setup's own process. The repetitions train the same model further.
@@ -184,7 +180,7 @@ def measure(setup: Setup, steps: int) -> Measurement:
     :param steps: Number of steps, over all environments
     :return: What they took
     """
-    model = _model(setup)
+    model = _make_model(setup)
     # One rollout that does not count: while the process waited for its turn, its memory may have been reclaimed
     _run(setup, model, 1)
     return _run(setup, model, steps)

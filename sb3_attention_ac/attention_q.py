@@ -11,7 +11,7 @@ To second order KL(pi' || pi_theta) = beta^2 / 2 * Var_pi[A_att]: beta is chosen
 state. A gate keeps beta at zero until predictions made before an update have agreed with the advantages that then came.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -56,7 +56,7 @@ class AttentionQ(nn.Module):
 
     evidence: th.Tensor
 
-    def __init__(self, latent_dim: int, action_space: spaces.Space, n_parameters: int):  # type: ignore[type-arg]
+    def __init__(self, latent_dim: int, action_space: spaces.Space[Any], n_parameters: int):
         super().__init__()
         self.action_space = action_space
         last = nn.Linear(HIDDEN_DIM, n_parameters)

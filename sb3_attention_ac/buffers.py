@@ -229,7 +229,6 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param offsets: What was added to the parameters of the action distributions, [buffer_size, n_envs, n_parameters]
         """
         self.offsets = offsets
-        self._targets.pop("offsets", None)
 
     def set_estimates(self, values: np.ndarray, log_probs: np.ndarray) -> None:
         """
@@ -370,22 +369,18 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         samples = TransitionSamples(self._get_samples(indices), self._target("offsets").flatten(0, 1)[indices])
         yield from split_batch(samples, batch_size or n_transitions)
 
-    def in_order(
-        self, batch_size: int
-    ) -> Generator[tuple[Any, th.Tensor, th.Tensor, tuple[np.ndarray, np.ndarray]], None, None]:
+    def in_order(self, batch_size: int) -> Generator[tuple[Any, th.Tensor, np.ndarray, np.ndarray], None, None]:
         """
         Observations and actions in the order of the rollout.
 
         :param batch_size: Transitions at a time
-        :return: Observations, actions, offsets, and their steps and environments
+        :return: Observations, actions, their steps and their environments
         """
         data = self.tensors()
         for index in np.split(np.arange(n := self.buffer_size * self.n_envs), range(batch_size, n, batch_size)):
             steps, envs = index // self.n_envs, index % self.n_envs
             rows, env = th.as_tensor(steps + self.n_history), th.as_tensor(envs)
-            offsets = self._target("offsets")[rows - self.n_history, env]
-            observations = map_obs(lambda obs: obs[rows, env], data.observations)  # noqa: B023
-            yield observations, data.actions[rows, env], offsets, (steps, envs)
+            yield map_obs(lambda obs: obs[rows, env], data.observations), data.actions[rows, env], steps, envs  # noqa: B023
 
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
         data, rows = self.tensors(), batch_inds + self.n_history * self.n_envs

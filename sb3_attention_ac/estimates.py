@@ -49,17 +49,18 @@ def estimate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
     for starts, length in buffer.chunks():
         first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
         for part in _split(len(first), buffer.n_context + length):
-            samples = buffer.window_samples(first[part], env[part], length)
-            evaluation = policy.evaluate_windows(samples.windows, samples.actions, samples.offsets)
+            windows, actions = buffer.windows(first[part], env[part], length)
             where = first[part, None] + np.arange(length), env[part, None]
+            evaluation = policy.evaluate_windows(windows, actions, buffer.to_torch(buffer.offsets[where]))
             values[where] = evaluation.values.cpu().numpy()
             if evaluation.log_prob is not None:
                 log_probs[where] = evaluation.log_prob.cpu().numpy()
             if evaluation.action_advantages is not None:
                 action_advantages[where] = evaluation.action_advantages.cpu().numpy()
     if not policy.memory_actor:
-        for observations, actions, offsets, where in buffer.in_order(MAX_STEPS_PER_PASS):
-            log_probs[where] = policy.evaluate_actor(observations, actions, offsets)[0].cpu().numpy()
+        for observations, actions, steps, envs in buffer.in_order(MAX_STEPS_PER_PASS):
+            offsets = buffer.to_torch(buffer.offsets[steps, envs])
+            log_probs[steps, envs] = policy.evaluate_actor(observations, actions, offsets)[0].cpu().numpy()
     last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
     last_values = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs))
     return RolloutEstimates(values, log_probs, action_advantages, last_values, _terminal_values(policy, buffer))
