@@ -21,12 +21,13 @@ class Rotary(nn.Module):
     is taken as a complex number, so that turning all of them is one multiplication.
 
     :param head_dim: Width of one head; an odd last coordinate is left alone
-    :param base: The slowest pair turns once in about ``2 * pi * base`` steps
+    :param base: The slowest pair turns once in about ``2 * pi * base`` steps. A base far beyond the steps that are attended to
+        leaves most pairs all but still, with little left to tell one step from the next
     """
 
     frequencies: th.Tensor
 
-    def __init__(self, head_dim: int, base: float = 10_000.0):
+    def __init__(self, head_dim: int, base: float):
         super().__init__()
         pairs = head_dim // 2
         self.register_buffer("frequencies", base ** (-th.arange(pairs).float() / max(pairs, 1)), persistent=False)
@@ -112,6 +113,7 @@ class TrajectoryEncoder(nn.Module):
     :param n_heads: Number of attention heads
     :param dim_feedforward: Width of the hidden layer of the feed-forward part
     :param dropout: Dropout probability
+    :param reach: About how many steps back it attends
     """
 
     def __init__(
@@ -123,11 +125,12 @@ class TrajectoryEncoder(nn.Module):
         n_heads: int,
         dim_feedforward: int,
         dropout: float,
+        reach: int,
     ):
         super().__init__()
         self.read = nn.Linear(latent_dim, d_model)
         self.event = nn.Linear(event_dim, d_model, bias=False)
-        self.rotary = Rotary(d_model // n_heads)
+        self.rotary = Rotary(d_model // n_heads, base=reach)
         self.blocks: Any = nn.ModuleList(Block(d_model, n_heads, dim_feedforward, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
 

@@ -43,6 +43,7 @@ class LivePrediction(nn.Module):
     def __init__(self, latent_dim: int, action_dim: int, features_dim: int):
         super().__init__()
         self.hidden = nn.Linear(latent_dim + action_dim, HIDDEN_DIM)
+        self.gate = nn.Linear(action_dim, HIDDEN_DIM)
         self.reward = nn.Linear(HIDDEN_DIM, 1)
         self.change = nn.Linear(HIDDEN_DIM, features_dim)
         # Targets of any scale: normalized by their running mean and standard deviation
@@ -56,7 +57,8 @@ class LivePrediction(nn.Module):
         :param features: Features of s_t, normalized, [N, n, F]
         :return: Normalized predictions; the features' is a change of those of s_t
         """
-        hidden = th.tanh(self.hidden(th.cat([latents, actions], dim=-1)))
+        # A product, as what an action brings often depends on whether it fits the past: docs/results.md
+        hidden = th.tanh(self.hidden(th.cat([latents, actions], dim=-1))) * self.gate(actions)
         return NextStep(self.reward(hidden).squeeze(-1), features + self.change(hidden))
 
     def losses(self, policy: "TrajectoryPolicy", windows: TrajectoryWindows, latents: th.Tensor) -> dict[str, AuxiliaryLoss]:

@@ -174,9 +174,15 @@ class TrajectoryPolicy(ActorPolicy):
     def _make_encoder(self, latent_dim: int, event_dim: int) -> TrajectoryEncoder | None:
         if self.n_layers == 0:
             return None
-        dim_feedforward = self.dim_feedforward or 2 * self.d_model
         return TrajectoryEncoder(
-            latent_dim, event_dim, self.d_model, self.n_layers, self.n_heads, dim_feedforward, self.dropout
+            latent_dim,
+            event_dim,
+            self.d_model,
+            self.n_layers,
+            self.n_heads,
+            self.dim_feedforward or 2 * self.d_model,
+            self.dropout,
+            reach=2 * self.context_length,
         )
 
     def _build_mlp_extractor(self) -> None:
