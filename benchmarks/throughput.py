@@ -324,7 +324,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--envs", nargs="+", default=["CartPole-v1", "LunarLander-v3"], help="Environment IDs")
     parser.add_argument("--n-envs", nargs="+", type=int, default=[1, 8], help="Numbers of environments")
     parser.add_argument("--algos", nargs="+", choices=ALGORITHMS, default=["aac", "ppo", "a2c", "random"])
-    parser.add_argument("--steps", type=int, default=20_000, help="Steps of a repetition, over all environments")
+    parser.add_argument("--steps", type=int, default=6_144, help="Steps of a repetition, over all environments")
     parser.add_argument("--repeats", type=int, default=5, help="Number of repetitions")
     parser.add_argument("--threads", type=int, default=1, help="Number of PyTorch threads")
     parser.add_argument("--device", default="cpu", help="PyTorch device")

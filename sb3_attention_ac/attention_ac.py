@@ -36,6 +36,7 @@ from sb3_attention_ac.policies import (
 )
 from sb3_attention_ac.training_log import TrainingLog
 from sb3_attention_ac.trajectory import TrajectoryWindows
+from sb3_attention_ac.trajectory_policy import WindowLatents
 
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
 
@@ -324,15 +325,15 @@ class AttentionActorCritic(TrajectoryCollection):
             losses |= self._actor_losses(batch, evaluation.log_prob, evaluation.entropy)
         return losses | self._auxiliary_losses(batch.windows, evaluation.latents)
 
-    def _auxiliary_losses(self, windows: TrajectoryWindows, latents: th.Tensor) -> dict[str, th.Tensor]:
+    def _auxiliary_losses(self, windows: TrajectoryWindows, latents: WindowLatents) -> dict[str, th.Tensor]:
         """
         :param windows: Windows of this rollout
-        :param latents: The critic's latents of their last steps
+        :param latents: Of their last steps
         :return: The terms of the self-supervised loss, weighted
         """
         auxiliary: dict[str, AuxiliaryLoss] = {}
-        if self.policy.live is not None and latents.shape[1] > 1:
-            auxiliary |= self.policy.live.losses(self.policy, windows, latents)
+        if self.policy.live is not None and latents.critic.shape[1] > 1:
+            auxiliary |= self.policy.live.losses(windows, latents, self.action_space)
         if self.policy.auxiliary is not None:
             n_windows, length = windows.episode_ids.shape
             drawn = self.recent_trajectories.sample(max(n_windows // 2, 2), length)

@@ -82,6 +82,6 @@ def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
 
 def _bootstrap(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows) -> th.Tensor:
     """:return: Values of the last step of each window, [N]"""
-    _, latent_vf, _ = policy.window_latents(windows, 1)
+    latent_vf = policy.window_latents(windows, 1).critic
     values: th.Tensor = policy.value_net(latent_vf)[:, 0, 0]
     return values

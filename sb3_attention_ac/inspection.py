@@ -110,7 +110,7 @@ def trajectory_values(policy: AttentionActorCriticPolicy, windows: TrajectoryWin
     :return: The critic's value of each step, [W]
     """
     policy.set_training_mode(False)
-    _, latent_vf, _ = policy.window_latents(windows, windows.episode_ids.shape[1])
+    latent_vf = policy.window_latents(windows, windows.episode_ids.shape[1]).critic
     values: np.ndarray = policy.value_net(latent_vf)[0, :, 0].cpu().numpy()
     return values
 

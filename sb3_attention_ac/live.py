@@ -4,17 +4,18 @@ The live prediction: from what the critic knows at a step and the action to be t
 Unlike the masked prediction it looks at the past alone (causal mask), so that it can be asked while acting.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as th
 import torch.nn.functional as F
+from gymnasium import spaces
 from torch import nn
 
 from sb3_attention_ac.auxiliary import AuxiliaryLoss, masked_mean, normalized
 from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions
 
 if TYPE_CHECKING:
-    from sb3_attention_ac.trajectory_policy import TrajectoryPolicy
+    from sb3_attention_ac.trajectory_policy import TrajectoryPolicy, WindowLatents
 
 HIDDEN_DIM = 64
 
@@ -61,23 +62,24 @@ class LivePrediction(nn.Module):
         hidden = th.tanh(self.hidden(th.cat([latents, actions], dim=-1))) * self.gate(actions)
         return NextStep(self.reward(hidden).squeeze(-1), features + self.change(hidden))
 
-    def losses(self, policy: "TrajectoryPolicy", windows: TrajectoryWindows, latents: th.Tensor) -> dict[str, AuxiliaryLoss]:
+    def losses(
+        self, windows: TrajectoryWindows, latents: "WindowLatents", action_space: spaces.Space[Any]
+    ) -> dict[str, AuxiliaryLoss]:
         """
         Learn from windows: what came after each step is written in the step behind it.
 
-        :param policy: The policy this belongs to
         :param windows: N windows
-        :param latents: The critic's latents of their last n steps, [N, n, latent_dim]
+        :param latents: Of their last n steps
+        :param action_space: What their actions are from
         :return: Mean squared errors beside those of a guess: the mean reward, and the observation as it is
         """
-        n = latents.shape[1]
+        n = latents.critic.shape[1]
         with th.no_grad():
-            features = policy.window_features(windows, policy.vf_features_extractor)[:, -n:]
-            features = normalized(self.features_scale, features)
+            features = normalized(self.features_scale, latents.features[:, -n:])
             rewards = normalized(self.reward_scale, windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)
-            actions = encode_actions(windows.previous_actions[:, -n + 1 :], policy.action_space)
+            actions = encode_actions(windows.previous_actions[:, -n + 1 :], action_space)
             goes_on = ~windows.episode_starts[:, -n + 1 :]  # [N, n - 1]; else the observation is of another episode
-        expected = self(latents[:, :-1], actions, features[:, :-1])
+        expected = self(latents.critic[:, :-1], actions, features[:, :-1])
         observation_error = (expected.features - features[:, 1:]).square().mean(-1)
         copy_error = (features[:, :-1] - features[:, 1:]).square().mean(-1)
         return {
@@ -94,10 +96,9 @@ class LivePrediction(nn.Module):
         :return: What is expected of the next step, in the units of rewards and features
         """
         n = actions.shape[1]
-        _, latents, _ = policy.window_latents(windows, n)
-        features = policy.window_features(windows, policy.vf_features_extractor)[:, -n:]
-        encoded = encode_actions(actions, policy.action_space)
-        expected = self(latents, encoded, normalized(self.features_scale, features))
+        latents = policy.window_latents(windows, n)
+        features = normalized(self.features_scale, latents.features[:, -n:])
+        expected = self(latents.critic, encode_actions(actions, policy.action_space), features)
         rewards = _denormalized(self.reward_scale, expected.rewards.unsqueeze(-1)).squeeze(-1)
         return NextStep(rewards, _denormalized(self.features_scale, expected.features))
 

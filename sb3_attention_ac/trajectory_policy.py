@@ -19,19 +19,33 @@ from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, 
 from sb3_attention_ac.trunk import AttentionTrunk
 
 
+class WindowLatents(NamedTuple):
+    """
+    What the networks make of the last n steps of N windows of W steps.
+
+    :param actor: Of the memory actor, [N, n, latent_dim_pi]; None for an MLP actor
+    :param critic: [N, n, latent_dim_vf]
+    :param features: The critic's features of every step, [N, W, F]
+    """
+
+    actor: th.Tensor | None
+    critic: th.Tensor
+    features: th.Tensor
+
+
 class WindowEvaluation(NamedTuple):
     """
     What actor and critic say of the last n steps of N windows. An MLP actor is evaluated on single transitions instead.
 
     :param values: V(s_t), [N, n]
-    :param latents: The critic's latents, [N, n, latent_dim_vf]
+    :param latents: What these were read from
     :param action_advantages: A_att(h_t, a_t), [N, n]; None without ``attention_q``
     :param log_prob: log pi(a_t | s_t), [N, n]; None for an MLP actor
     :param entropy: Entropy of the action distributions, [N, n]; None for an MLP actor, or if it has no analytical form
     """
 
     values: th.Tensor
-    latents: th.Tensor
+    latents: WindowLatents
     action_advantages: th.Tensor | None = None
     log_prob: th.Tensor | None = None
     entropy: th.Tensor | None = None
@@ -256,16 +270,13 @@ class TrajectoryPolicy(ActorPolicy):
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
         return events * ~episode_starts.unsqueeze(-1)
 
-    def window_latents(
-        self, windows: TrajectoryWindows, n_queries: int
-    ) -> tuple[th.Tensor | None, th.Tensor, th.Tensor | None]:
+    def window_latents(self, windows: TrajectoryWindows, n_queries: int) -> WindowLatents:
         """
         The causal latents of the last steps of each window.
 
         :param windows: N windows
         :param n_queries: How many of their last steps to return
-        :return: latents of the memory actor (None for an MLP actor) [N, n_queries, latent_dim_pi], latents of the critic
-            [N, n_queries, latent_dim_vf], and what the critic's encoder gathered [N, n_queries, d_model]
+        :return: Latents of actor and critic
         """
         vf_features = self.window_features(windows, self.vf_features_extractor)
         latent_pi = gathered = None
@@ -280,10 +291,10 @@ class TrajectoryPolicy(ActorPolicy):
                 gathered = None
         rewards = windows.previous_rewards if self.critic_reads_rewards else None
         events = self.encode_events(windows.previous_actions, windows.episode_starts, rewards)
-        latent_vf, gathered = self.critic_trunk(
+        latent_vf, _ = self.critic_trunk(
             self.mlp_extractor.value_net, vf_features, events, windows.episode_ids, n_queries, gathered
         )
-        return latent_pi, latent_vf, gathered
+        return WindowLatents(latent_pi, latent_vf, vf_features)
 
     def evaluate_windows(
         self, windows: TrajectoryWindows, actions: th.Tensor, offsets: th.Tensor | None = None
@@ -297,39 +308,39 @@ class TrajectoryPolicy(ActorPolicy):
         :return: What actor and critic say of these steps
         """
         n = actions.shape[1]
-        latent_pi, latent_vf, _ = self.window_latents(windows, n)
-        values = self.value_net(latent_vf).squeeze(-1)
+        latents = self.window_latents(windows, n)
+        values = self.value_net(latents.critic).squeeze(-1)
         action_advantages = None
         if self.attention_q is not None:
-            action_advantages = self._action_advantages(windows, latent_pi, latent_vf, actions, offsets)
-        if latent_pi is None:
-            return WindowEvaluation(values, latent_vf, action_advantages)
+            action_advantages = self._action_advantages(windows, latents, actions, offsets)
+        if latents.actor is None:
+            return WindowEvaluation(values, latents, action_advantages)
         flat_offsets = None if offsets is None else offsets.flatten(0, 1)
-        log_prob, entropy = self.log_prob_and_entropy(latent_pi.flatten(0, 1), actions.flatten(0, 1), flat_offsets)
+        log_prob, entropy = self.log_prob_and_entropy(latents.actor.flatten(0, 1), actions.flatten(0, 1), flat_offsets)
         shape = values.shape  # [N, n]
         entropy = None if entropy is None else entropy.reshape(shape)
-        return WindowEvaluation(values, latent_vf, action_advantages, log_prob.reshape(shape), entropy)
+        return WindowEvaluation(values, latents, action_advantages, log_prob.reshape(shape), entropy)
 
     # --- Q_att --------------------------------------------------------------------------------------------------------------
 
     def _action_advantages(
         self,
         windows: TrajectoryWindows,
-        latent_pi: th.Tensor | None,
-        latent_vf: th.Tensor,
+        latents: WindowLatents,
         actions: th.Tensor,
         offsets: th.Tensor | None,
     ) -> th.Tensor:
         """A_att of the actions of the last steps of each window, [N, n]"""
         assert self.attention_q is not None
         n = actions.shape[1]
-        latents = latent_vf if latent_pi is None else latent_pi
+        latent_pi = latents.actor
         with th.no_grad():
             if latent_pi is None:
                 last: PyTorchObs = map_obs(lambda obs: obs[:, -n:].flatten(0, 1), windows.observations)
                 latent_pi = self.mlp_actor_latent(last).reshape(*actions.shape[:2], -1)  # [N * n, H] -> [N, n, H]
             parameters = self.action_parameters(latent_pi, offsets)
-        return self.attention_q.advantages(latents, actions, parameters, self.fixed_log_std())
+        stepped = latents.critic if latents.actor is None else latents.actor
+        return self.attention_q.advantages(stepped, actions, parameters, self.fixed_log_std())
 
     def fixed_log_std(self) -> th.Tensor | None:
         """:return: Logarithm of the standard deviations of a Box's actions, without gradient; None for other spaces"""

@@ -45,7 +45,7 @@ def check_stepping(rollout, **kwargs) -> None:
         for first, length in buffer.chunks():
             for start in first:
                 windows, _ = buffer.windows(np.full(buffer.n_envs, start), np.arange(buffer.n_envs), length)
-                batched = policy.window_latents(windows, length)[0]
+                batched = policy.window_latents(windows, length).actor
                 alone = th.stack(latents[start : start + length], dim=1)
                 th.testing.assert_close(alone, batched, rtol=0, atol=1e-5)
 

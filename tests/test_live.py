@@ -31,11 +31,10 @@ def test_the_first_observation_of_the_next_episode_is_no_target(new_episode, sam
     policy, windows = make_policy(4, aux_targets=("live",)), random_windows(0, 6, 0.0)
     policy.live.eval()
     windows.episode_starts[:, -1] = new_episode
-    latents = policy.window_latents(windows, 4)[1]
     other = windows._replace(observations=windows.observations.clone())
     other.observations[:, -1] = 5.0
-    losses = [policy.live.losses(policy, w, latents)["live_observation"].loss for w in (windows, other)]
-    assert th.equal(*losses) == same
+    losses = [policy.live.losses(w, policy.window_latents(w, 4), policy.action_space) for w in (windows, other)]
+    assert th.equal(*(loss["live_observation"].loss for loss in losses)) == same
 
 
 @pytest.mark.parametrize("name", ACTION_SPACES)
