@@ -10,6 +10,9 @@ Every algorithm runs in a process of its own, one process at a time, and the rep
 that a machine which gets slower or faster does so for all of them. All algorithms have the same n_steps, batch size, epochs
 and width; A2C, which has neither minibatches nor epochs, has the n_steps of its own defaults. "random" steps the environments
 with random actions; its process has loaded the same libraries, so its peak memory is what the others start from.
+
+"steps/s" and its range are whole repetitions by the clock. The "steady" columns leave out the pauses of the machine, which on
+a virtual one can be most of the time: see ``steady.py``.
 """
 
 import argparse
@@ -21,13 +24,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from steady import StepTimer, steady_seconds
 
 ALGORITHMS = ("aac", "ppo", "a2c", "random", "aac-memory", "ppo_lstm")
 SWEEPS: dict[str, list[int]] = {
@@ -68,17 +72,19 @@ class Setup(NamedTuple):
 
 class Measurement(NamedTuple):
     """
+    One repetition.
+
     :param steps: Number of steps, over all environments
     :param seconds: Time they took
-    :param collecting: Part of it spent in ``collect_rollouts()``
-    :param training: Part of it spent in ``train()``
+    :param collecting: For each rollout, the durations of its environment steps
+    :param training: For each rollout, the durations of the optimizer steps that follow it, and of what comes after the last
     :param peak_mib: The most memory the process has used so far
     """
 
     steps: int
     seconds: float
-    collecting: float
-    training: float
+    collecting: list[list[float]]
+    training: list[list[float]]
     peak_mib: float
 
 
@@ -87,16 +93,18 @@ class Result(NamedTuple):
     Medians over repetitions.
 
     :param setup: What was measured
-    :param whole: Steps per second of training as a whole
+    :param whole: Steps per second by the clock
     :param spread: Lowest and highest of the repetitions
-    :param collecting: Steps per second of collecting alone
-    :param training: Steps per second of the updates alone, infinite if there are none
+    :param steady: Steps per second without pauses
+    :param collecting: Steps per second of collecting alone, without pauses
+    :param training: Steps per second of the updates alone, without pauses, infinite if there are none
     :param peak_mib: The most memory the process has used
     """
 
     setup: Setup
     whole: float
     spread: tuple[float, float]
+    steady: float
     collecting: float
     training: float
     peak_mib: float
@@ -131,36 +139,23 @@ def _make_model(setup: Setup) -> Any:
     return AAC("MlpPolicy", env, policy_kwargs=network, **common)  # type: ignore[arg-type]
 
 
-def _timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        result = method(*args, **kwargs)
-        spent.append(time.perf_counter() - start)
-        return result
-
-    return call
-
-
 def _train(model: Any, steps: int) -> Measurement:
-    collecting: list[float] = []
-    training: list[float] = []
-    wrapped = {"collect_rollouts": collecting, "train": training}
-    for name, spent in wrapped.items():
-        setattr(model, name, _timed(getattr(type(model), name).__get__(model), spent))
+    timer = StepTimer()
     before, start = model.num_timesteps, time.perf_counter()
-    model.learn(steps, reset_num_timesteps=False)
+    timer.learn(model, steps)
     seconds = time.perf_counter() - start
-    return Measurement(model.num_timesteps - before, seconds, sum(collecting), sum(training), _peak_mib())
+    return Measurement(model.num_timesteps - before, seconds, timer.collecting, timer.training, _peak_mib())
 
 
 def _step_randomly(env: Any, steps: int) -> Measurement:
     env.reset()
     actions = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(64)]
-    start, n_steps = time.perf_counter(), -(-steps // env.num_envs)
-    for step in range(n_steps):
+    marks = [time.perf_counter()]
+    for step in range(-(-steps // env.num_envs)):
         env.step(actions[step % len(actions)])
-    seconds = time.perf_counter() - start
-    return Measurement(n_steps * env.num_envs, seconds, seconds, 0.0, _peak_mib())
+        marks.append(time.perf_counter())
+    durations = np.diff(marks).tolist()
+    return Measurement(len(durations) * env.num_envs, marks[-1] - marks[0], [durations], [], _peak_mib())
 
 
 def _peak_mib() -> float:
@@ -234,13 +229,18 @@ def summarize(setup: Setup, measurements: list[Measurement]) -> Result:
     :return: The medians
     """
     rates = [m.steps / m.seconds for m in measurements]
-    training = [m.steps / m.training if m.training > 0 else float("inf") for m in measurements]
+    collecting = [rollout for m in measurements for rollout in m.collecting]
+    training = [phase for m in measurements for phase in m.training]
+    steps = sum(m.steps for m in measurements) / len(collecting)
+    collect_seconds = steady_seconds(collecting)
+    train_seconds = steady_seconds(training)
     return Result(
         setup,
         statistics.median(rates),
         (min(rates), max(rates)),
-        statistics.median(m.steps / m.collecting for m in measurements),
-        statistics.median(training),
+        steps / (collect_seconds + train_seconds),
+        steps / collect_seconds,
+        steps / train_seconds if train_seconds > 0 else float("inf"),
         max(m.peak_mib for m in measurements),
     )
 
@@ -264,13 +264,15 @@ def comparison_table(results: list[Result]) -> str:
     ppo = next((result for result in results if result.setup.algo == "ppo"), None)
     rows = []
     for result in results:
-        ratios = ["-", "-"]
-        if ppo is not None:
-            ratios = [f"{result.whole / ppo.whole:.2f}", f"{result.collecting / ppo.collecting:.2f}"]
         low, high = result.spread
-        whole = [f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}", ratios[0], f"{result.collecting:.0f}", ratios[1]]
-        rows.append([result.setup.algo, *whole, f"{result.peak_mib:.0f}"])
-    return table(["algorithm", "steps/s", "range", "x PPO", "collecting steps/s", "x PPO", "peak MiB"], rows)
+        cells = [result.setup.algo, f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}"]
+        for name in ("whole", "steady", "collecting"):
+            rate = getattr(result, name)
+            cells += [] if name == "whole" else [f"{rate:.0f}"]
+            cells.append("-" if ppo is None else f"{rate / getattr(ppo, name):.2f}")
+        rows.append([*cells, f"{result.peak_mib:.0f}"])
+    steady = ["steady steps/s", "x PPO", "steady collecting steps/s", "x PPO"]
+    return table(["algorithm", "steps/s", "range", "x PPO", *steady, "peak MiB"], rows)
 
 
 def growth_exponent(sizes: list[int], costs: list[float]) -> float:
@@ -287,9 +289,9 @@ def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
     :param name: The setting that is changed
     :param sizes: Its values
     :param results: The result of each
-    :return: Microseconds per step for each value, and below the exponents of their growth
+    :return: Microseconds per step without pauses for each value, and below the exponents of their growth
     """
-    costs = [[1e6 / rate for rate in (r.whole, r.collecting, r.training)] for r in results]
+    costs = [[1e6 / rate for rate in (r.steady, r.collecting, r.training)] for r in results]
     rows = [
         [str(size), *(f"{cost:.0f}" for cost in row), f"{result.peak_mib:.0f}"]
         for size, row, result in zip(sizes, costs, results, strict=True)

@@ -74,8 +74,8 @@ def test_throughput(throughput, tmp_path):
     rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| ")][1:]
     rows = [row for row in rows if row[1] in throughput.ALGORITHMS]
     assert [row[1] for row in rows] == list(throughput.ALGORITHMS)
-    assert rows[1][4] == rows[1][6] == "1.00"  # PPO beside itself
-    assert all(float(row[2]) > 0 and float(row[7]) > 0 for row in rows)
+    assert rows[1][4] == rows[1][6] == rows[1][8] == "1.00"  # PPO beside itself
+    assert all(float(row[column]) > 0 for row in rows for column in (2, 5, 7, 9))
 
 
 @pytest.mark.slow
@@ -88,3 +88,9 @@ def test_throughput_sweep(throughput, name, capsys):
 
 def test_growth_exponent(throughput):
     assert throughput.growth_exponent([2, 4, 8], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+
+def test_steady_seconds(throughput):
+    steps = [[1.0, 1.2, 4.0], [1.0, 9.0, 4.2], [1.0, 1.0], [1.0, 1.1, 3.8]]  # one pause, one minibatch fewer
+    assert throughput.steady_seconds(steps) == pytest.approx(1.0 + 1.1 + 0.75 * 4.0)
+    assert throughput.steady_seconds([]) == throughput.steady_seconds([[], []]) == 0
