@@ -63,17 +63,16 @@ class StepTimer:
 
 def steady_seconds(rollouts: list[list[float]]) -> float:
     """
-    A step that takes more than three times as long as the same step of other rollouts is a pause of the machine, not work of
-    the algorithm, and is left out. Resets of environments are shorter than that; what happens once in a rollout, such as the
-    estimation of advantages, is compared with itself.
+    The n-th step of a rollout counts with its median over the rollouts, so pauses of the machine drop out. What happens once
+    in a rollout, such as the estimation of advantages, is compared with itself. Resets of environments drop out too, where
+    fewer than half of the n-th steps have one.
 
     :param rollouts: Durations of the steps of each rollout
-    :return: Seconds per rollout: the sum, over the steps of a rollout, of the mean duration of the n-th one
+    :return: Seconds per rollout: the sum, over the steps of a rollout, of the median duration of the n-th one
     """
     longest = max(map(len, rollouts), default=0)
     if longest == 0:
         return 0.0
     # Some rollouts have fewer minibatches than others, (n_rollouts, longest)
     durations = np.array([rollout + [np.nan] * (longest - len(rollout)) for rollout in rollouts])
-    usual = np.where(durations > 3 * np.nanmedian(durations, axis=0), np.nan, durations)
-    return float(np.sum(np.nanmean(usual, axis=0) * np.mean(~np.isnan(durations), axis=0)))
+    return float(np.sum(np.nanmedian(durations, axis=0) * np.mean(~np.isnan(durations), axis=0)))
