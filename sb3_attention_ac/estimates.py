@@ -13,7 +13,8 @@ from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.trajectory import TrajectoryWindows, map_obs
 
-MAX_STEPS_PER_PASS = 8192  # bounds the memory of one pass
+# Larger passes are no faster on a CPU, and take and return so much memory that the kernel has to map it anew
+MAX_STEPS_PER_PASS = 1024
 
 
 class RolloutEstimates(NamedTuple):
