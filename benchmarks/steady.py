@@ -63,16 +63,16 @@ class StepTimer:
 
 def steady_seconds(rollouts: list[list[float]]) -> float:
     """
-    The n-th step of a rollout counts with its median over the rollouts, so pauses of the machine drop out. What happens once
-    in a rollout, such as the estimation of advantages, is compared with itself. Resets of environments drop out too, where
-    fewer than half of the n-th steps have one.
+    The n-th step of a rollout counts with its lower quartile over the rollouts, so pauses of the machine drop out, also for
+    steps so long that half of them have one. What happens once in a rollout, such as the estimation of advantages, is compared
+    with itself. Resets of environments drop out too.
 
     :param rollouts: Durations of the steps of each rollout
-    :return: Seconds per rollout: the sum, over the steps of a rollout, of the median duration of the n-th one
+    :return: Seconds per rollout: the sum, over the steps of a rollout, of the lower quartile of the n-th one
     """
     longest = max(map(len, rollouts), default=0)
     if longest == 0:
         return 0.0
     # Some rollouts have fewer minibatches than others, (n_rollouts, longest)
     durations = np.array([rollout + [np.nan] * (longest - len(rollout)) for rollout in rollouts])
-    return float(np.sum(np.nanmedian(durations, axis=0) * np.mean(~np.isnan(durations), axis=0)))
+    return float(np.sum(np.nanquantile(durations, 0.25, axis=0) * np.mean(~np.isnan(durations), axis=0)))

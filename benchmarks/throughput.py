@@ -12,7 +12,7 @@ and width; A2C, which has neither minibatches nor epochs, has the n_steps of its
 with random actions; its process has loaded the same libraries, so its peak memory is what the others start from.
 
 "steps/s" and its range are whole repetitions by the clock. The "steady" columns leave out the pauses of the machine, which on
-a virtual one can be most of the time: see ``steady.py``.
+a virtual one can be most of the time, and are rates of steps at their lower quartile: see ``steady.py``.
 """
 
 import argparse
@@ -226,7 +226,7 @@ def summarize(setup: Setup, measurements: list[Measurement]) -> Result:
     """
     :param setup: What was measured
     :param measurements: Its repetitions
-    :return: The medians
+    :return: The medians, and what is left without pauses
     """
     rates = [m.steps / m.seconds for m in measurements]
     collecting = [rollout for m in measurements for rollout in m.collecting]
