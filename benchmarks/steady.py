@@ -34,6 +34,7 @@ class StepTimer:
             self.training[-1].append(self._lap())
         finally:
             hook.remove()
+            del model.collect_rollouts  # that of its class again
 
     def _lap(self) -> float:
         now = time.perf_counter()

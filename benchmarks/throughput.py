@@ -90,7 +90,7 @@ class Measurement(NamedTuple):
 
 class Result(NamedTuple):
     """
-    Medians over repetitions.
+    All repetitions together: medians by the clock, and lower quartiles of the steps without pauses.
 
     :param setup: What was measured
     :param whole: Steps per second by the clock
@@ -256,6 +256,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))} |" for line in lines)
 
 
+def _ratios(result: Result, ppo: Result) -> tuple[str, str, str]:
+    rates = ((result.whole, ppo.whole), (result.steady, ppo.steady), (result.collecting, ppo.collecting))
+    whole, steady, collecting = (f"{rate / ppo_rate:.2f}" for rate, ppo_rate in rates)
+    return whole, steady, collecting
+
+
 def comparison_table(results: list[Result]) -> str:
     """
     :param results: Results on one environment
@@ -265,14 +271,12 @@ def comparison_table(results: list[Result]) -> str:
     rows = []
     for result in results:
         low, high = result.spread
-        cells = [result.setup.algo, f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}"]
-        for name in ("whole", "steady", "collecting"):
-            rate = getattr(result, name)
-            cells += [] if name == "whole" else [f"{rate:.0f}"]
-            cells.append("-" if ppo is None else f"{rate / getattr(ppo, name):.2f}")
-        rows.append([*cells, f"{result.peak_mib:.0f}"])
-    steady = ["steady steps/s", "x PPO", "steady collecting steps/s", "x PPO"]
-    return table(["algorithm", "steps/s", "range", "x PPO", *steady, "peak MiB"], rows)
+        whole, steady, collecting = ("-", "-", "-") if ppo is None else _ratios(result, ppo)
+        clock = [f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}", whole]
+        pauseless = [f"{result.steady:.0f}", steady, f"{result.collecting:.0f}", collecting]
+        rows.append([result.setup.algo, *clock, *pauseless, f"{result.peak_mib:.0f}"])
+    steady_columns = ["steady steps/s", "x PPO", "steady collecting steps/s", "x PPO"]
+    return table(["algorithm", "steps/s", "range", "x PPO", *steady_columns, "peak MiB"], rows)
 
 
 def growth_exponent(sizes: list[int], costs: list[float]) -> float:
