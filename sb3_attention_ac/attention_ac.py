@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_attention_ac.auxiliary import AuxiliaryLoss
-from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, TransitionSamples, WindowSamples
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.checks import (
     check_auxiliary,
     check_policy,
@@ -34,6 +34,7 @@ from sb3_attention_ac.policies import (
     AttentionActorCriticMultiInputPolicy,
     AttentionActorCriticPolicy,
 )
+from sb3_attention_ac.samples import TransitionSamples, WindowSamples
 from sb3_attention_ac.training_log import TrainingLog
 from sb3_attention_ac.trajectory import TrajectoryWindows
 from sb3_attention_ac.trajectory_policy import WindowLatents

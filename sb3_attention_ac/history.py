@@ -7,7 +7,8 @@ import numpy as np
 import torch as th
 
 from sb3_attention_ac.auxiliary import AuxiliaryBatch
-from sb3_attention_ac.buffers import RolloutTensors, TrajectoryRolloutBuffer
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.samples import RolloutTensors
 
 
 class PastRollout(NamedTuple):
