@@ -251,7 +251,7 @@ class AttentionActorCritic(TrajectoryCollection):
         self._update_learning_rate(self.policy.optimizer)
         if self.policy.auxiliary is not None:
             self.recent_trajectories.add(self.rollout_buffer)
-        self._log = TrainingLog(self._scheduled("clip_range"))
+        self._log = TrainingLog(self._present(self.clip_range))
         self._n_iterations += 1
         actor_may_move, critic_windows = True, self._critic_windows()
         for epoch in range(self.n_epochs):
@@ -274,19 +274,19 @@ class AttentionActorCritic(TrajectoryCollection):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in ("clip_range", "clip_range_vf"):
-            if (clip_range := self._scheduled(name)) is not None:
-                self.logger.record(f"train/{name}", clip_range)
+        self.logger.record("train/clip_range", self._present(self.clip_range))
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", self._present(self.clip_range_vf))
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
         if not self.policy.memory_actor:
             scale_critic_learning_rate(self.policy.optimizer, CRITIC_LEARNING_RATE_FACTOR)
 
-    def _scheduled(self, name: str) -> float | None:
-        """The present value of a clipping parameter, None if there is none"""
-        schedule = getattr(self, name)
-        return None if schedule is None else float(schedule(self._current_progress_remaining))
+    def _present(self, schedule: float | Schedule) -> float:
+        """The present value of a clipping parameter, a schedule since :meth:`_setup_model`"""
+        assert callable(schedule)
+        return float(schedule(self._current_progress_remaining))
 
     def _critic_windows(self) -> Iterator[WindowSamples]:
         """The critic's minibatches beside an MLP actor, one pass over the rollout after the other"""
@@ -347,12 +347,10 @@ class AttentionActorCritic(TrajectoryCollection):
     def _actor_losses(
         self, batch: RolloutBufferSamples | WindowSamples, log_prob: th.Tensor, entropy: th.Tensor | None
     ) -> dict[str, th.Tensor]:
-        clip_range = self._scheduled("clip_range")
-        assert clip_range is not None
         advantages = normalized(batch.advantages) if self.normalize_advantage else batch.advantages
         log_ratio = log_prob - batch.old_log_prob
         ratio = th.exp(log_ratio)
-        policy_loss = clipped_surrogate_loss(ratio, advantages, clip_range)
+        policy_loss = clipped_surrogate_loss(ratio, advantages, self._present(self.clip_range))
         negative_entropy = entropy_loss(entropy, log_prob)
         self._log.add_log_ratio(log_ratio)
         self._log.add("policy_gradient_loss", policy_loss)
@@ -363,7 +361,8 @@ class AttentionActorCritic(TrajectoryCollection):
         return losses
 
     def _value_loss(self, values: th.Tensor, batch: WindowSamples) -> th.Tensor:
-        loss = value_loss(values, batch.old_values, batch.returns, self._scheduled("clip_range_vf"))
+        clip_range_vf = None if self.clip_range_vf is None else self._present(self.clip_range_vf)
+        loss = value_loss(values, batch.old_values, batch.returns, clip_range_vf)
         self._log.add("value_loss", loss)
         return loss
 

@@ -17,7 +17,7 @@ class TrainingLog:
     :param clip_range: Present clipping parameter, to count what lies outside
     """
 
-    def __init__(self, clip_range: float | None = None):
+    def __init__(self, clip_range: float):
         self.clip_range = clip_range
         self._values: dict[str, list[th.Tensor]] = defaultdict(list)
         self._log_ratios: list[th.Tensor] = []
@@ -47,7 +47,7 @@ class TrainingLog:
         for name, collected in self._values.items():
             if collected:
                 logger.record(f"train/{name}", th.stack(collected).mean().item())
-        if self._log_ratios and self.clip_range is not None:
+        if self._log_ratios:
             log_ratio = th.cat(self._log_ratios)
             outside = th.abs(th.exp(log_ratio) - 1) > self.clip_range
             logger.record("train/approx_kl", approximate_kl(log_ratio).item())
