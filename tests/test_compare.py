@@ -201,6 +201,17 @@ def test_verdict_names_winner_margin_certainty_and_cost() -> None:
     assert "2 times that of poor" in sentences[3]
 
 
+def test_verdict_says_when_the_winner_is_hardly_better() -> None:
+    lasts = {"one": (10.0, 10.1, 10.2, 10.3, 10.4), "two": (9.9, 10.05, 10.1, 10.1, 10.2)}
+    results = [
+        make_result(name, "A", seed, (0.0, 1.0, last)) for name, values in lasts.items() for seed, last in enumerate(values)
+    ]
+    _, runs, _ = tables(results, REFERENCES)
+    certain = improvements(runs).assign(low=0.6)
+    head = verdict(summaries(runs), certain, cost_table(runs))[0]
+    assert head == "one wins, but not by much: the intervals of its score and of two's overlap."
+
+
 def test_verdict_claims_nothing_it_cannot() -> None:
     results = [make_result(name, "A", seed, (0.0, 1.0, 10.0 + seed % 3)) for name in ("one", "two") for seed in range(3)]
     _, runs, _ = tables(results, REFERENCES)

@@ -42,7 +42,10 @@ def verdict(summaries: pd.DataFrame, improvements: pd.DataFrame, costs: pd.DataF
     sure = [str(other) for other in ranking.index[1:] if pairs.loc[other, "low"] > 0.5]
     unsure = [str(other) for other in ranking.index[1:] if str(other) not in sure]
     if not unsure:
-        head = f"{best} wins."
+        # More often the better one, but perhaps by less than anybody would care about
+        close = [str(name) for name, other in list(ranking.iterrows())[1:] if row["low"] <= other["high"]]
+        margin = f", but not by much: the intervals of its score and of {_possessive(close)} overlap" if close else ""
+        head = f"{best} wins{margin}."
     elif not sure:
         head = f"No clear winner: {best} has the highest score, but these runs do not separate it from {_names(unsure)}."
     else:
@@ -62,6 +65,10 @@ def verdict(summaries: pd.DataFrame, improvements: pd.DataFrame, costs: pd.DataF
 
 def _names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _possessive(names: list[str]) -> str:
+    return _names([f"{name}'s" for name in names])
 
 
 def _interval(row: pd.Series, column: str) -> str:
