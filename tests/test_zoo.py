@@ -30,7 +30,8 @@ RL_ZOO = Path(exp_manager.__file__).parent
 HYPERPARAMS: dict[str, dict[str, Any]] = yaml.safe_load(zoo.hyperparams_path().read_text())
 # Packages that listed environments need but which not everybody has
 PACKAGES = {"CarRacing": "cv2", "Bullet": "pybullet_envs_gymnasium", "MiniGrid": "minigrid", "popgym": "popgym"}
-SHORT = ["--env", "CartPole-v1", "-n", "64", "-params", "n_envs:2", "n_steps:16", "batch_size:16", "n_epochs:1"]
+SHORT = ["--env", "CartPole-v1", "--seed", "1", "-n", "64"]
+SHORT += ["-params", "n_envs:2", "n_steps:16", "batch_size:16", "n_epochs:1"]
 
 
 @pytest.fixture(autouse=True)
@@ -260,6 +261,8 @@ def test_unlisted_environment(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+# The sampler does not know n_envs: a minibatch may be as large as the rollout
+@pytest.mark.filterwarnings("ignore:batch_size=:UserWarning")
 def test_optimize_and_trial_id(monkeypatch, capsys):
     study = ["--storage", "sqlite:///study.db", "--study-name", "study"]
     arguments = ["--algo", "aac", "--env", "CartPole-v1", "-n", "64", "-params", "n_envs:1", "--eval-episodes", "1", *study]

@@ -103,15 +103,18 @@ def test_start_takes_little_time(stand_ins):
         stand_ins,
         """
         import time
-        del sys.modules["_sb3_attention_ac_zoo"]
-        start = time.perf_counter()
-        import _sb3_attention_ac_zoo
-        _sb3_attention_ac_zoo.install()
-        print(time.perf_counter() - start)
+        seconds = []
+        for _ in range(5):
+            del sys.modules["_sb3_attention_ac_zoo"]
+            start = time.process_time()
+            import _sb3_attention_ac_zoo
+            _sb3_attention_ac_zoo.install()
+            seconds.append(time.process_time() - start)
+        print(min(seconds))
         """,
     )
-    # About 0.0002 s on an idle machine; importing typing or json would already be 20 times that
-    assert float(process.stdout) < 0.02
+    # About 0.0002 s of CPU, whatever else the machine does; importing typing or json would already be 20 times that
+    assert float(process.stdout) < 0.004
 
 
 def test_loader_and_source_are_unchanged(stand_ins):
