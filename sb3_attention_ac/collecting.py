@@ -20,6 +20,10 @@ class TrajectoryCollection(OnPolicyAlgorithm):
     policy: AttentionActorCriticPolicy
     rollout_buffer: TrajectoryRolloutBuffer
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """As in SB3, but never below zero: the last rollout passes the total, and a negative learning rate unlearns."""
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:

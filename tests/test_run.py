@@ -208,3 +208,16 @@ def test_target_kl_stops_the_mlp_actor_but_not_the_critic():
     assert sum("policy_gradient_loss" in names for names in steps) == 1
     assert sum("value_loss" in names for names in steps) == 3 * 2
     assert not th.equal(policy.value_net.weight, before)
+
+
+def test_the_last_rollout_does_not_unlearn():
+    """25 steps are three rollouts of ten: SB3 gives schedules a negative progress for the last one."""
+    seen = []
+
+    def falling(progress_remaining: float) -> float:
+        seen.append(progress_remaining)
+        return 1e-3 * progress_remaining
+
+    model = AAC("MlpPolicy", "CartPole-v1", learning_rate=falling, **SMALL).learn(25)
+    assert model.num_timesteps == 30
+    assert min(seen) == 0 and max(seen) == 1
