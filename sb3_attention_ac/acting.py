@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_attention_ac.attention_q import Tilt
 from sb3_attention_ac.memory import TrajectoryMemory, TrajectoryStepper
-from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim
+from sb3_attention_ac.trajectory import TrajectoryWindows
 
 if TYPE_CHECKING:
     from sb3_attention_ac.policies import AttentionActorCriticPolicy
@@ -79,8 +79,8 @@ class MemoryActor:
         :return: A memory without a past
         """
         policy = self.policy
-        event_dim, action_dim = action_encoding_dim(policy.action_space), get_action_dim(policy.action_space)
-        return self.stepper.empty(n_envs, policy.features_dim, event_dim, action_dim, policy.device)
+        action_dim = get_action_dim(policy.action_space)
+        return self.stepper.empty(n_envs, policy.features_dim, policy.action_event_dim, action_dim, policy.device)
 
     @th.no_grad()
     def remember(self, windows: TrajectoryWindows) -> TrajectoryMemory:
@@ -112,10 +112,10 @@ class MemoryActor:
         starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=policy.device)
         features = policy.features(obs, self.extractor)
         events = policy.encode_events(memory.previous_action, starts)
-        latents, _ = self.stepper.step(memory, features, events, starts)
-        latent_pi = latents if policy.memory_actor else policy.mlp_actor_latent(obs)
+        latents, mlp_latents, _ = self.stepper.step(memory, features, events, starts)
+        latent_pi, latent_sde = (latents, mlp_latents) if policy.memory_actor else (policy.mlp_actor_latent(obs), None)
         tilt = policy.tilt(latents, latent_pi)
-        actions = policy.sample_actions(latent_pi, deterministic, None if tilt is None else tilt.offsets)
+        actions = policy.sample_actions(latent_pi, deterministic, None if tilt is None else tilt.offsets, latent_sde)
         memory.previous_action.copy_(actions.reshape(memory.previous_action.shape))
         return Decision(actions, tilt)
 

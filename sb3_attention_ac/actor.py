@@ -5,7 +5,12 @@ from typing import Any, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    StateDependentNoiseDistribution,
+)
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -16,7 +21,9 @@ from sb3_attention_ac.distributions import sample_categorical, sample_gaussian, 
 class ActorPolicy(ActorCriticPolicy):
     """
     SB3's MLP actor. Where ``offsets`` are taken, they are added to the distribution's parameters (logits or means) as
-    :class:`~sb3_attention_ac.attention_q.AttentionQ` gives them; None, or a width of zero, for no change.
+    :class:`~sb3_attention_ac.attention_q.AttentionQ` gives them; None, or a width of zero, for no change. Where ``latent_sde``
+    is taken, gSDE makes its noise of it; None for ``latent_pi``, as in SB3. A memory actor gives what its MLP says alone: the
+    variance of the noise grows with the square of these latents, and what attention adds has no bounds.
     """
 
     def features(self, obs: PyTorchObs, extractor: BaseFeaturesExtractor) -> th.Tensor:
@@ -38,12 +45,17 @@ class ActorPolicy(ActorCriticPolicy):
         parameters: th.Tensor = self.action_net(latent_pi)
         return parameters if offsets is None or offsets.shape[-1] == 0 else parameters + offsets
 
-    def action_distribution(self, latent_pi: th.Tensor, offsets: th.Tensor | None = None) -> Distribution:
+    def action_distribution(
+        self, latent_pi: th.Tensor, offsets: th.Tensor | None = None, latent_sde: th.Tensor | None = None
+    ) -> Distribution:
         """
         :param latent_pi: [N, latent_dim_pi]
         :param offsets: What to add to its parameters, [N, n_parameters]
+        :param latent_sde: What gSDE makes noise of, [N, latent_dim_pi]
         :return: The distribution of actions
         """
+        if latent_sde is not None and isinstance(self.action_dist, StateDependentNoiseDistribution):
+            return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std, latent_sde)
         if offsets is None or offsets.shape[-1] == 0:
             return self._get_action_dist_from_latent(latent_pi)
         make: Any = self.action_dist.proba_distribution
@@ -52,18 +64,23 @@ class ActorPolicy(ActorCriticPolicy):
         return cast(Distribution, distribution)
 
     def log_prob_and_entropy(
-        self, latent_pi: th.Tensor, actions: th.Tensor, offsets: th.Tensor | None = None
+        self,
+        latent_pi: th.Tensor,
+        actions: th.Tensor,
+        offsets: th.Tensor | None = None,
+        latent_sde: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param latent_pi: [N, latent_dim_pi]
         :param actions: As the buffer stores them, [N, action_dim]
         :param offsets: What was added to the distribution's parameters, [N, n_parameters]
+        :param latent_sde: What gSDE makes noise of, [N, latent_dim_pi]
         :return: log probabilities of the actions [N] and entropy of the distributions [N]
         """
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
         with without_validation():
-            distribution = self.action_distribution(latent_pi, offsets)
+            distribution = self.action_distribution(latent_pi, offsets, latent_sde)
             return distribution.log_prob(actions), distribution.entropy()
 
     def evaluate_actor(
@@ -79,11 +96,18 @@ class ActorPolicy(ActorCriticPolicy):
         """
         return self.log_prob_and_entropy(self.mlp_actor_latent(obs), actions, offsets)
 
-    def sample_actions(self, latent_pi: th.Tensor, deterministic: bool = False, offsets: th.Tensor | None = None) -> th.Tensor:
+    def sample_actions(
+        self,
+        latent_pi: th.Tensor,
+        deterministic: bool = False,
+        offsets: th.Tensor | None = None,
+        latent_sde: th.Tensor | None = None,
+    ) -> th.Tensor:
         """
         :param latent_pi: [N, latent_dim_pi]
         :param deterministic: Whether to sample or use deterministic actions
         :param offsets: What to add to the distribution's parameters, [N, n_parameters]
+        :param latent_sde: What gSDE makes noise of, [N, latent_dim_pi]
         :return: Actions, not yet clipped or unscaled, [N, *action_shape]
         """
         if not deterministic and isinstance(self.action_dist, CategoricalDistribution):
@@ -92,7 +116,7 @@ class ActorPolicy(ActorCriticPolicy):
             actions = sample_gaussian(self.action_parameters(latent_pi, offsets), self.log_std)
         else:
             with without_validation():
-                actions = self.action_distribution(latent_pi, offsets).get_actions(deterministic=deterministic)
+                actions = self.action_distribution(latent_pi, offsets, latent_sde).get_actions(deterministic=deterministic)
         return actions.reshape((-1, *(self.action_space.shape or ())))
 
     def actions_for_env(self, actions: np.ndarray) -> np.ndarray:

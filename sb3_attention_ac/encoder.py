@@ -107,7 +107,7 @@ class TrajectoryEncoder(nn.Module):
     A transformer encoder over the steps of a trajectory.
 
     :param latent_dim: Width of the latent of one step, as it comes out of an MLP
-    :param event_dim: Width of the encoding of what happened between two steps (previous action, previous reward)
+    :param event_dim: Width of the encoding of what happened between two steps (previous action, previous reward), may be 0
     :param d_model: Width of a token
     :param n_layers: Number of blocks, at least 1
     :param n_heads: Number of attention heads
@@ -129,7 +129,7 @@ class TrajectoryEncoder(nn.Module):
     ):
         super().__init__()
         self.read = nn.Linear(latent_dim, d_model)
-        self.event = nn.Linear(event_dim, d_model, bias=False)
+        self.event = nn.Linear(event_dim, d_model, bias=False) if event_dim > 0 else None
         self.rotary = Rotary(d_model // n_heads, base=reach)
         self.blocks: Any = nn.ModuleList(Block(d_model, n_heads, dim_feedforward, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
@@ -140,8 +140,8 @@ class TrajectoryEncoder(nn.Module):
         :param events: [N, T, event_dim]
         :return: [N, T, d_model]
         """
-        tokens: th.Tensor = self.read(latent) + self.event(events)
-        return tokens
+        tokens: th.Tensor = self.read(latent)
+        return tokens if self.event is None else tokens + self.event(events)
 
     def forward(self, x: th.Tensor, episode_ids: th.Tensor, n_queries: int, causal: bool = True) -> th.Tensor:
         """

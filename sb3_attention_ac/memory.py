@@ -14,7 +14,7 @@ from torch import nn
 
 from sb3_attention_ac.encoder import TrajectoryEncoder
 from sb3_attention_ac.trajectory import local_window
-from sb3_attention_ac.trunk import AttentionTrunk
+from sb3_attention_ac.trunk import AttentionTrunk, TrunkOutput
 
 
 class TrajectoryMemory(NamedTuple):
@@ -115,9 +115,7 @@ class TrajectoryStepper:
         memory.start[rows] = (memory.start[rows] - (self.n_slots - n)).clamp(min=0)
         self.recall(memory, rows)
 
-    def step(
-        self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def step(self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor) -> TrunkOutput:
         """
         Take in one step of every environment, in place.
 
@@ -125,7 +123,7 @@ class TrajectoryStepper:
         :param features: Features of s_t, [N, F]
         :param events: Encoded a_{t-1}, [N, event_dim]
         :param episode_start: Whether s_t is the first step of its episode, [N]
-        :return: The trunk's latents [N, latent_dim], and what its encoder gathered [N, d_model]
+        :return: What the trunk makes of it, [N, ...]
         """
         self._make_room(memory)
         position, rows = memory.position, th.arange(len(features), device=features.device)
@@ -153,4 +151,4 @@ class TrajectoryStepper:
             x = block(x, queries, memory.keys[:, i], memory.values[:, i], mask[:, None, None])  # mask: [N, 1, 1, S]
         gathered = self.encoder.norm(x).squeeze(1)
         memory.position.add_(1)
-        return (latents if self.trunk.write is None else latents + self.trunk.write(gathered)), gathered
+        return self.trunk.add_gathered(latents, gathered)

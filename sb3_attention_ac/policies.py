@@ -39,13 +39,15 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
     def _single_steps(self, obs: PyTorchObs) -> tuple[Distribution, th.Tensor]:
         """The action distribution of each observation, and the critic's latents, [N, latent_dim_vf]"""
         windows = TrajectoryWindows.of_single_steps(self._batched(obs), get_action_dim(self.action_space))
-        latent_pi, latent_vf, _ = self.window_latents(windows, 1)
-        if latent_pi is None:
-            latents, actor_latents = latent_vf.squeeze(1), self.mlp_actor_latent(obs)
+        evaluated = self.window_latents(windows, 1)
+        latent_vf = evaluated.critic.squeeze(1)
+        if evaluated.actor is None or evaluated.actor_mlp is None:
+            latents, latent_pi, latent_sde = latent_vf, self.mlp_actor_latent(obs), None
         else:
-            latents = actor_latents = latent_pi.squeeze(1)
-        tilt = self.tilt(latents, actor_latents)
-        return self.action_distribution(actor_latents, None if tilt is None else tilt.offsets), latent_vf.squeeze(1)
+            latents = latent_pi = evaluated.actor.squeeze(1)
+            latent_sde = evaluated.actor_mlp.squeeze(1)
+        tilt = self.tilt(latents, latent_pi)
+        return self.action_distribution(latent_pi, None if tilt is None else tilt.offsets, latent_sde), latent_vf
 
     def _batched(self, obs: PyTorchObs) -> PyTorchObs:
         """Scalars of a Discrete space as [N, 1], as the buffer stores them"""

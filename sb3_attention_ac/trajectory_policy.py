@@ -26,11 +26,13 @@ class WindowLatents(NamedTuple):
     :param actor: Of the memory actor, [N, n, latent_dim_pi]; None for an MLP actor
     :param critic: [N, n, latent_dim_vf]
     :param features: The critic's features of every step, [N, W, F]
+    :param actor_mlp: Of the memory actor without what attention adds, [N, n, latent_dim_pi]; None for an MLP actor
     """
 
     actor: th.Tensor | None
     critic: th.Tensor
     features: th.Tensor
+    actor_mlp: th.Tensor | None
 
 
 class WindowEvaluation(NamedTuple):
@@ -181,6 +183,14 @@ class TrajectoryPolicy(ActorPolicy):
         return self.context_length if self.memory_actor else 2 * self.context_length
 
     @property
+    def action_event_dim(self) -> int:
+        """
+        Width of an encoded previous action; 0 with gSDE, whose noise is held over steps: who has seen the last action knows
+        the noise of the next one. A value that knows it leaves no advantage to learn from (measured: docs/results.md).
+        """
+        return 0 if self.use_sde else action_encoding_dim(self.action_space)
+
+    @property
     def critic_reads_rewards(self) -> bool:
         """False for a critic that is stepped while acting: ``predict`` has no rewards to give."""
         return self.memory_actor or not self.use_attention_q
@@ -206,11 +216,11 @@ class TrajectoryPolicy(ActorPolicy):
         gathered_dim = self.d_model if self.n_layers > 0 else 0
         shared = self.memory_actor and self.share_encoder
         if self.memory_actor:
-            encoder = self._make_encoder(mlp.latent_dim_pi, action_dim)
+            encoder = self._make_encoder(mlp.latent_dim_pi, self.action_event_dim)
             self.actor_trunk = AttentionTrunk(
                 mlp.policy_net, self.features_dim, mlp.latent_dim_pi, self.local_window, encoder, gathered_dim
             )
-        event_dim = action_dim + 1 if self.critic_reads_rewards else action_dim
+        event_dim = self.action_event_dim + int(self.critic_reads_rewards)
         encoder = None if shared else self._make_encoder(mlp.latent_dim_vf, event_dim)
         self.critic_trunk = AttentionTrunk(
             mlp.value_net, self.features_dim, mlp.latent_dim_vf, self.local_window, encoder, gathered_dim
@@ -265,7 +275,7 @@ class TrajectoryPolicy(ActorPolicy):
         :param rewards: Previous rewards [...], for the critic only: ``predict`` has none to give
         :return: [..., event_dim]
         """
-        events = encode_actions(actions, self.action_space)
+        events = encode_actions(actions, self.action_space)[..., : self.action_event_dim]
         if rewards is not None:
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
         return events * ~episode_starts.unsqueeze(-1)
@@ -279,22 +289,22 @@ class TrajectoryPolicy(ActorPolicy):
         :return: Latents of actor and critic
         """
         vf_features = self.window_features(windows, self.vf_features_extractor)
-        latent_pi = gathered = None
+        latent_pi = actor_mlp = gathered = None
         if self.memory_actor:
             shared = self.share_features_extractor
             pi_features = vf_features if shared else self.window_features(windows, self.pi_features_extractor)
             events = self.encode_events(windows.previous_actions, windows.episode_starts)
-            latent_pi, gathered = self.actor_trunk(
+            latent_pi, actor_mlp, gathered = self.actor_trunk(
                 self.mlp_extractor.policy_net, pi_features, events, windows.episode_ids, n_queries
             )
             if not self.share_encoder:
                 gathered = None
         rewards = windows.previous_rewards if self.critic_reads_rewards else None
         events = self.encode_events(windows.previous_actions, windows.episode_starts, rewards)
-        latent_vf, _ = self.critic_trunk(
+        latent_vf = self.critic_trunk(
             self.mlp_extractor.value_net, vf_features, events, windows.episode_ids, n_queries, gathered
-        )
-        return WindowLatents(latent_pi, latent_vf, vf_features)
+        ).latents
+        return WindowLatents(latent_pi, latent_vf, vf_features, actor_mlp)
 
     def evaluate_windows(
         self, windows: TrajectoryWindows, actions: th.Tensor, offsets: th.Tensor | None = None
@@ -313,10 +323,14 @@ class TrajectoryPolicy(ActorPolicy):
         action_advantages = None
         if self.attention_q is not None:
             action_advantages = self._action_advantages(windows, latents, actions, offsets)
-        if latents.actor is None:
+        if latents.actor is None or latents.actor_mlp is None:
             return WindowEvaluation(values, latents, action_advantages)
-        flat_offsets = None if offsets is None else offsets.flatten(0, 1)
-        log_prob, entropy = self.log_prob_and_entropy(latents.actor.flatten(0, 1), actions.flatten(0, 1), flat_offsets)
+        log_prob, entropy = self.log_prob_and_entropy(
+            latents.actor.flatten(0, 1),  # [N, n, H] -> [N * n, H]
+            actions.flatten(0, 1),
+            None if offsets is None else offsets.flatten(0, 1),
+            latents.actor_mlp.flatten(0, 1),
+        )
         shape = values.shape  # [N, n]
         entropy = None if entropy is None else entropy.reshape(shape)
         return WindowEvaluation(values, latents, action_advantages, log_prob.reshape(shape), entropy)

@@ -3,13 +3,25 @@ The trunk of a network that looks back: SB3's MLP on the current step, a local w
 over the trajectory. The last two start at zero, so that every trunk starts as SB3's MLP and learns what to add.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
 
 from sb3_attention_ac.encoder import TrajectoryEncoder
 from sb3_attention_ac.trajectory import local_window
+
+
+class TrunkOutput(NamedTuple):
+    """
+    :param latents: What the MLP and attention say together, [..., latent_dim]
+    :param mlp_latents: What the MLP says alone, [..., latent_dim]
+    :param gathered: What an encoder gathered, [..., gathered_dim]; None for a trunk without attention
+    """
+
+    latents: th.Tensor
+    mlp_latents: th.Tensor
+    gathered: th.Tensor | None
 
 
 class AttentionTrunk(nn.Module):
@@ -63,6 +75,15 @@ class AttentionTrunk(nn.Module):
         latents: th.Tensor = mlp[1:](hidden)
         return latents
 
+    def add_gathered(self, mlp_latents: th.Tensor, gathered: th.Tensor | None) -> TrunkOutput:
+        """
+        :param mlp_latents: [..., latent_dim]
+        :param gathered: [..., gathered_dim]
+        :return: Both together
+        """
+        latents = mlp_latents if self.write is None or gathered is None else mlp_latents + self.write(gathered)
+        return TrunkOutput(latents, mlp_latents, gathered)
+
     def forward(
         self,
         mlp: nn.Sequential,
@@ -71,7 +92,7 @@ class AttentionTrunk(nn.Module):
         episode_ids: th.Tensor,
         n_queries: int,
         gathered: th.Tensor | None = None,
-    ) -> tuple[th.Tensor, th.Tensor | None]:
+    ) -> TrunkOutput:
         """
         :param mlp: SB3's MLP
         :param features: [N, W, F]
@@ -79,7 +100,7 @@ class AttentionTrunk(nn.Module):
         :param episode_ids: [N, W]
         :param n_queries: How many of the last steps to return
         :param gathered: What another trunk's encoder gathered for these steps, [N, n_queries, gathered_dim]
-        :return: latents of the last steps [N, n_queries, latent_dim], and what the encoder gathered for them
+        :return: What is made of the last steps, [N, n_queries, ...]
         """
         if self.encoder is None:  # No step but those asked for and their local window is needed
             needed = n_queries + self.n_previous
@@ -88,7 +109,4 @@ class AttentionTrunk(nn.Module):
         latents = self.latents(mlp, features, previous)
         if self.encoder is not None:
             gathered = self.encoder(self.encoder.tokens(latents, events), episode_ids, n_queries)
-        latents = latents[:, -n_queries:]
-        if self.write is not None and gathered is not None:
-            latents = latents + self.write(gathered)
-        return latents, gathered
+        return self.add_gathered(latents[:, -n_queries:], gathered)

@@ -14,13 +14,13 @@ FEW = settings(max_examples=5, deadline=None)  # each of many combinations
 
 
 def stepped_rollout(policy, buffer, rng, starts, episode_end) -> tuple[np.ndarray, list[th.Tensor]]:
-    """Fill a rollout by acting; returns the next episode starts and the actor's latents of every step, [n_envs, H] each"""
+    """Fill a rollout by acting; returns the next episode starts and what actions are made of at every step, [n_envs, 2 * H]"""
     latents = []
     sample_actions = policy.sample_actions
 
-    def recording(latent_pi, *args):
-        latents.append(latent_pi)
-        return sample_actions(latent_pi, *args)
+    def recording(latent_pi, deterministic, offsets, latent_sde):
+        latents.append(th.cat([latent_pi, latent_sde], dim=-1))
+        return sample_actions(latent_pi, deterministic, offsets, latent_sde)
 
     policy.sample_actions = recording
     actor = []
@@ -45,7 +45,8 @@ def check_stepping(rollout, **kwargs) -> None:
         for first, length in buffer.chunks():
             for start in first:
                 windows, _ = buffer.windows(np.full(buffer.n_envs, start), np.arange(buffer.n_envs), length)
-                batched = policy.window_latents(windows, length).actor
+                evaluated = policy.window_latents(windows, length)
+                batched = th.cat([evaluated.actor, evaluated.actor_mlp], dim=-1)
                 alone = th.stack(latents[start : start + length], dim=1)
                 th.testing.assert_close(alone, batched, rtol=0, atol=1e-5)
 
@@ -55,6 +56,35 @@ def check_stepping(rollout, **kwargs) -> None:
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_stepping_equals_the_batched_pass(n_layers, rollout):
     check_stepping(rollout, n_layers=n_layers)
+
+
+@FEW
+@given(rollouts)
+def test_stepping_with_gsde(rollout):
+    check_stepping(rollout, use_sde=True, action_space=ACTION_SPACES["Box"])
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_noise_held_over_steps_cannot_be_read(use_sde):
+    """The last action tells the noise of the next one with gSDE: neither actor nor critic may see it."""
+    policy = make_policy(4, ACTION_SPACES["Box"], memory_actor=True, use_sde=use_sde)
+    buffer = make_buffer(policy, n_steps=8, n_envs=2)
+    fill(buffer, np.random.default_rng(0), np.ones(2, dtype=bool), episode_end=0.0)
+    windows, _ = buffer.windows(np.array([4, 4]), np.array([0, 1]), 4)
+    other = windows._replace(previous_actions=windows.previous_actions + 1)
+    for latents, changed in zip(policy.window_latents(windows, 4)[:2], policy.window_latents(other, 4)[:2], strict=True):
+        assert th.equal(latents, changed) == use_sde
+
+
+def test_attention_does_not_change_the_noise():
+    """gSDE's noise grows with its latents, and what attention adds to the actor's has no bounds."""
+    policy = make_policy(4, ACTION_SPACES["Box"], memory_actor=True, use_sde=True)
+    obs = th.rand(5, 3)
+    before = policy.get_distribution(obs).distribution
+    with th.no_grad():
+        policy.actor_trunk.write.weight.mul_(10)
+    after = policy.get_distribution(obs).distribution
+    assert th.equal(after.stddev, before.stddev) and not th.allclose(after.mean, before.mean)
 
 
 def test_a_stale_memory_is_found(monkeypatch):

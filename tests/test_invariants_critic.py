@@ -157,7 +157,7 @@ def check_start(net_arch, memory_actor) -> None:
     sb3.load_state_dict(shared)  # strict: every weight of SB3's policy is one of ours
     windows = random_windows(0, 9, 0.2)
     flat = windows.observations.flatten(0, 1)
-    latent_pi, latent_vf, _ = ours.window_latents(windows, 9)
+    latent_pi, latent_vf, *_ = ours.window_latents(windows, 9)
     th.testing.assert_close(ours.value_net(latent_vf).flatten(0, 1), sb3.predict_values(flat))
     if latent_pi is not None:
         th.testing.assert_close(
