@@ -88,6 +88,12 @@ def test_hyperparams_are_those_of_the_zoo() -> None:
     assert job.hyperparams["n_timesteps"] == 256
 
 
+def test_hyperparams_of_another_version() -> None:
+    with pytest.warns(UserWarning, match="no hyperparameters for Hopper-v5: those of Hopper-v4 are used"):
+        job = one_job(env="Hopper-v5")
+    assert job.env == "Hopper-v5" and job.hyperparams["learning_rate"] == 9.80828e-05
+
+
 def test_hyperparams_of_sb3_and_of_a_folder(tmp_path: Path) -> None:
     assert one_job(source="sb3").hyperparams == {"policy": "MlpPolicy", "n_timesteps": 256}
     assert one_job("ppo_lstm", source="sb3").hyperparams["policy"] == "MlpLstmPolicy"
