@@ -60,6 +60,7 @@ def sample_aac_params(trial: "optuna.Trial", n_actions: int, n_envs: int, additi
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
         "ent_coef": trial.suggest_float("ent_coef", 1e-6, 0.03, log=True),
         "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
+        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
         "n_epochs": trial.suggest_categorical("n_epochs", [4, 10, 20]),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
         "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATION_FNS)),
