@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import re
 import warnings
 from argparse import Namespace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 from gymnasium import Space, spaces
+from gymnasium.envs.registration import parse_env_id
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -57,7 +57,8 @@ def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read
             manager = ExperimentManager(Namespace(), algo, env, log_folder="", config=config)
             entries = list(yaml.safe_load(Path(manager.config).read_text()))
-            entry = next((name for name in entries if _same_but_version(name, env)), env) if env not in entries else env
+            versions = [name for name in entries if parse_env_id(name)[:2] == parse_env_id(env)[:2]]
+            entry = env if env in entries or not versions else versions[0]
             manager.env_name = EnvironmentName(entry)
             hyperparams, _ = manager.read_hyperparameters()
     except (ValueError, OSError, yaml.YAMLError) as error:
@@ -65,15 +66,6 @@ def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
     if entry != env:
         warnings.warn(f"{manager.config} has no hyperparameters for {env}: those of {entry} are used.", stacklevel=5)
     return dict(hyperparams)
-
-
-def _same_but_version(name: str, env: str) -> bool:
-    """
-    :param name: An environment id, ``"HalfCheetah-v4"``
-    :param env: Another one, ``"HalfCheetah-v5"``
-    :return: Whether they are versions of the same environment
-    """
-    return re.fullmatch(r"(.+)-v\d+", name) is not None and name.rsplit("-v", 1)[0] == env.rsplit("-v", 1)[0]
 
 
 def policy_name(algo: str, space: Space[Any]) -> str:
