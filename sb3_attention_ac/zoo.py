@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_attention_ac.attention_ac import AttentionActorCritic
@@ -17,15 +18,13 @@ if TYPE_CHECKING:
 ZOO_KEY = "aac"
 
 NET_ARCHS = {
-    "tiny": dict(pi=[64], vf=[64]),
     "small": dict(pi=[64, 64], vf=[64, 64]),
     "medium": dict(pi=[256, 256], vf=[256, 256]),
 }
 ACTIVATION_FNS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 MEMORIES = {
     "critic": dict(memory_actor=False),
-    "separate": dict(memory_actor=True, share_encoder=False),
-    "shared": dict(memory_actor=True, share_encoder=True),
+    "actor": dict(memory_actor=True, share_encoder=True),
 }
 
 
@@ -44,7 +43,8 @@ def sample_aac_params(trial: "optuna.Trial", n_actions: int, n_envs: int, additi
     Sampler for the hyperparameters of :class:`AttentionActorCritic`.
 
     RL Zoo replaces the ``policy_kwargs`` of the hyperparameter file by the sampled ones as a whole,
-    hence everything a task with partial observability needs is sampled too.
+    hence everything a task with partial observability needs is sampled too. The learning rate always falls to zero:
+    a trial is worth its last evaluation, which is chance while the learning rate is large.
 
     :param trial: Trial of Optuna
     :param n_actions: Number of continuous actions, unused
@@ -52,24 +52,25 @@ def sample_aac_params(trial: "optuna.Trial", n_actions: int, n_envs: int, additi
     :param additional_args: Arguments for HER, unused
     :return: Keyword arguments for the constructor
     """
-    params = {
+    params: dict[str, Any] = {
         "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 10),
-        "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 10),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 9),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-3, 0.1, log=True),
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.01, 0.2, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
         "ent_coef": trial.suggest_float("ent_coef", 1e-6, 0.03, log=True),
-        "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
+        "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.4]),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
-        "n_epochs": trial.suggest_categorical("n_epochs", [4, 10, 20]),
+        "n_epochs": trial.suggest_categorical("n_epochs", [5, 10]),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
         "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATION_FNS)),
         "memory": trial.suggest_categorical("memory", list(MEMORIES)),
         "context_length_pow": trial.suggest_int("context_length_pow", 3, 6),
-        "aux_loss": trial.suggest_categorical("aux_loss", ["none", "live", "prediction", "contrastive"]),
-        "aux_coef": trial.suggest_float("aux_coef", 0.01, 1.0, log=True),
+        "aux_loss": trial.suggest_categorical("aux_loss", ["none", "live"]),
+        "aux_coef": trial.suggest_float("aux_coef", 0.1, 1.0, log=True),
     }
-    hyperparams = convert_aac_params(params)
+    # RL Zoo reads "lin_..." in files and of trials that are loaded, but not here
+    hyperparams = convert_aac_params(params) | {"learning_rate": LinearSchedule(params["learning_rate"], 0.0, 1.0)}
     # Display true values
     for name in ["n_steps", "batch_size", "gamma", "gae_lambda"]:
         trial.set_user_attr(name, hyperparams[name])
@@ -82,13 +83,14 @@ def convert_aac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     Convert the parameters of a trial (as saved by Optuna) to hyperparameters.
 
     :param sampled_params: Parameters of the trial
-    :return: Keyword arguments for the constructor
+    :return: Hyperparameters as in a file of RL Zoo
     """
     hyperparams = sampled_params.copy()
     for name in ["n_steps", "batch_size", "context_length"]:
         hyperparams[name] = 2 ** hyperparams.pop(f"{name}_pow")
     for name in ["gamma", "gae_lambda"]:
         hyperparams[name] = 1 - hyperparams.pop(f"one_minus_{name}")
+    hyperparams["learning_rate"] = f"lin_{hyperparams['learning_rate']}"
     if hyperparams["aux_loss"] == "none":
         hyperparams["aux_loss"] = None
     hyperparams["policy_kwargs"] = {

@@ -206,19 +206,22 @@ def test_samples_are_valid_arguments():
 def test_converter_gives_what_was_sampled():
     for trial, hyperparams in trials(20):
         params = dict(trial.params)
-        assert zoo.convert_aac_params(params) == hyperparams
+        schedule = hyperparams.pop("learning_rate")
+        converted = zoo.convert_aac_params(params)
+        assert converted.pop("learning_rate") == f"lin_{schedule(1.0)}" and schedule(0.5) == schedule(1.0) / 2
+        assert converted == hyperparams
         assert params == trial.params
 
 
 def test_converter_values():
     params = trials(1)[0][0].params
     params |= dict(
-        n_steps_pow=6, one_minus_gamma=0.25, context_length_pow=4, memory="shared", net_arch="tiny", aux_loss="none"
+        n_steps_pow=6, one_minus_gamma=0.25, context_length_pow=4, memory="actor", net_arch="small", aux_loss="none"
     )
     hyperparams = zoo.convert_aac_params(params)
     assert (hyperparams["n_steps"], hyperparams["gamma"], hyperparams["aux_loss"]) == (64, 0.75, None)
     policy_kwargs = hyperparams["policy_kwargs"]
-    assert policy_kwargs["context_length"] == 16 and policy_kwargs["net_arch"] == dict(pi=[64], vf=[64])
+    assert policy_kwargs["context_length"] == 16 and policy_kwargs["net_arch"] == dict(pi=[64, 64], vf=[64, 64])
     assert policy_kwargs["memory_actor"] and policy_kwargs["share_encoder"]
 
 
@@ -276,6 +279,20 @@ def test_optimize_and_trial_id(monkeypatch, capsys):
     call(monkeypatch, train, *arguments, "--trial-id", "1", "--eval-freq", "-1")
     output = capsys.readouterr().out
     assert "Loading from Optuna study" in output and "context_length" in output
+
+
+# As on several machines that share a folder
+@pytest.mark.slow
+def test_two_processes_share_a_study():
+    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "aac", *SHORT, "-optimize", "--eval-episodes", "1"]
+    command += ["--n-evaluations", "1", "--no-optim-plots", "--storage", "journal.log", "--study-name", "study"]
+    workers = [subprocess.Popen([*command, "--max-total-trials", "4"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    run(*command, "--max-total-trials", "6")  # a third one goes on
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("journal.log"))
+    trials = optuna.load_study(study_name="study", storage=storage).trials
+    assert [trial.number for trial in trials] == [0, 1, 2, 3, 4, 5]
+    assert {trial.state for trial in trials} <= {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED}
 
 
 def run(*command: str) -> str:
