@@ -96,6 +96,23 @@ class ActorPolicy(ActorCriticPolicy):
         """
         return self.log_prob_and_entropy(self.mlp_actor_latent(obs), actions, offsets)
 
+    def evaluate_transitions(
+        self, obs: PyTorchObs, actions: th.Tensor, offsets: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        The MLP actor and the MLP critic, as in SB3.
+
+        :param obs: Observations, [N, *obs_shape]
+        :param actions: As the buffer stores them, [N, action_dim]
+        :param offsets: What was added to the distribution's parameters, [N, n_parameters]
+        :return: V_mlp(s) [N], log probabilities of the actions [N] and entropy of the action distributions [N]
+        """
+        features = vf_features = self.features(obs, self.pi_features_extractor)
+        if not self.share_features_extractor:
+            vf_features = self.features(obs, self.vf_features_extractor)
+        values: th.Tensor = self.value_net(self.mlp_extractor.forward_critic(vf_features)).squeeze(-1)
+        return values, *self.log_prob_and_entropy(self.mlp_extractor.forward_actor(features), actions, offsets)
+
     def sample_actions(
         self,
         latent_pi: th.Tensor,

@@ -28,7 +28,7 @@ from sb3_attention_ac.checks import (
 from sb3_attention_ac.collecting import TrajectoryCollection
 from sb3_attention_ac.history import RecentTrajectories
 from sb3_attention_ac.losses import clipped_surrogate_loss, entropy_loss, normalized, value_loss
-from sb3_attention_ac.parameter_groups import scale_critic_learning_rate
+from sb3_attention_ac.parameter_groups import scale_attention_learning_rate
 from sb3_attention_ac.policies import (
     AttentionActorCriticCnnPolicy,
     AttentionActorCriticMultiInputPolicy,
@@ -41,12 +41,12 @@ from sb3_attention_ac.trajectory_policy import WindowLatents
 
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
 
-# An MLP actor learns from shuffled transitions, the critic from windows, whose neighbouring steps say much the same: it takes
-# one step for so many of the actor's, on minibatches larger by a factor. Adam can take steps longer by the root of that factor
-# (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
-MINIBATCHES_PER_CRITIC_STEP = 4
-CRITIC_MINIBATCH_FACTOR = 2
-CRITIC_LEARNING_RATE_FACTOR = CRITIC_MINIBATCH_FACTOR**0.5
+# MLPs learn from shuffled transitions, attention beside them from windows, whose neighbouring steps say much the same: it
+# takes one step for so many of theirs, on minibatches larger by a factor. Adam can take steps longer by the root of that
+# factor (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
+MINIBATCHES_PER_ATTENTION_STEP = 8
+ATTENTION_MINIBATCH_FACTOR = 2
+ATTENTION_LEARNING_RATE_FACTOR = ATTENTION_MINIBATCH_FACTOR**0.5
 
 
 class AttentionActorCritic(TrajectoryCollection):
@@ -253,22 +253,22 @@ class AttentionActorCritic(TrajectoryCollection):
             self.recent_trajectories.add(self.rollout_buffer)
         self._log = TrainingLog(self._present(self.clip_range))
         self._n_iterations += 1
-        actor_may_move, critic_windows = True, self._critic_windows()
+        may_move, attention_windows = True, self._attention_windows()
         for epoch in range(self.n_epochs):
-            for batch in self._minibatches(critic_windows):
-                if not actor_may_move and isinstance(batch, TransitionSamples):
+            for batch in self._minibatches(attention_windows):
+                if not may_move and isinstance(batch, TransitionSamples):
                     continue
                 losses = self._losses(batch)
                 if "policy_gradient_loss" in losses and self._kl_exceeded():
-                    actor_may_move = False
+                    may_move = False
                     if self.verbose >= 1:
-                        print(f"Early stopping of the actor at epoch {epoch} due to reaching max kl")
+                        print(f"Early stopping at epoch {epoch} due to reaching max kl")
                     if self.policy.memory_actor:
-                        break  # actor and critic move together
+                        break  # attention and MLPs move together
                     continue
-                self._optimize(losses)
+                self._optimize(losses, isinstance(batch, WindowSamples))
             self._n_updates += 1
-            if not actor_may_move and self.policy.memory_actor:
+            if not may_move and self.policy.memory_actor:
                 break
         self._log.record(self.logger, self.rollout_buffer.values, self.rollout_buffer.returns, self.n_epochs)
         if hasattr(self.policy, "log_std"):
@@ -281,43 +281,50 @@ class AttentionActorCritic(TrajectoryCollection):
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
         if not self.policy.memory_actor:
-            scale_critic_learning_rate(self.policy.optimizer, CRITIC_LEARNING_RATE_FACTOR)
+            scale_attention_learning_rate(self.policy.optimizer, ATTENTION_LEARNING_RATE_FACTOR)
 
     def _present(self, schedule: float | Schedule) -> float:
         """The present value of a clipping parameter, a schedule since :meth:`_setup_model`"""
         assert callable(schedule)
         return float(schedule(self._current_progress_remaining))
 
-    def _critic_windows(self) -> Iterator[WindowSamples]:
-        """The critic's minibatches beside an MLP actor, one pass over the rollout after the other"""
+    def _attention_windows(self) -> Iterator[WindowSamples]:
+        """The minibatches of attention beside an MLP actor, one pass over the rollout after the other"""
         while True:
-            yield from self.rollout_buffer.get_windows(CRITIC_MINIBATCH_FACTOR * self.batch_size)
+            yield from self.rollout_buffer.get_windows(ATTENTION_MINIBATCH_FACTOR * self.batch_size)
 
-    def _minibatches(self, critic_windows: Iterator[WindowSamples]) -> Iterator[TransitionSamples | WindowSamples]:
+    def _minibatches(self, attention_windows: Iterator[WindowSamples]) -> Iterator[TransitionSamples | WindowSamples]:
         """
-        One epoch: windows for a memory actor, else transitions for the MLP actor and, in between, windows for the critic.
+        One epoch: windows for a memory actor, else transitions for the MLPs and, in between, windows for attention.
 
-        :param critic_windows: Where to take the latter from
+        :param attention_windows: Where to take the latter from
         """
         if self.policy.memory_actor:
             yield from self.rollout_buffer.get_windows(self.batch_size)
             return
         for i, transitions in enumerate(self.rollout_buffer.get_transitions(self.batch_size)):
-            if i % MINIBATCHES_PER_CRITIC_STEP == 0:
-                yield next(critic_windows)
+            if i % MINIBATCHES_PER_ATTENTION_STEP == 0 and self.policy.value_gate is not None:
+                yield next(attention_windows)
             yield transitions
 
     def _losses(self, batch: TransitionSamples | WindowSamples) -> dict[str, th.Tensor]:
         """
-        :param batch: Transitions for the MLP actor, or windows for the critic and the memory actor
+        :param batch: Transitions for the MLPs, or windows for attention
         :return: The terms of the loss, weighted
         """
         if isinstance(batch, TransitionSamples):
             transitions, offsets = batch
-            log_prob, entropy = self.policy.evaluate_actor(transitions.observations, transitions.actions, offsets)
-            return self._actor_losses(transitions, log_prob, entropy)
+            evaluate = self.policy.evaluate_transitions
+            values, log_prob, entropy = evaluate(transitions.observations, transitions.actions, offsets)
+            return self._actor_losses(transitions, log_prob, entropy) | self._value_losses(values, transitions)
         evaluation = self.policy.evaluate_windows(batch.windows, batch.actions, batch.offsets)
-        losses = {"value_loss": self.vf_coef * self._value_loss(evaluation.values, batch)}
+        if evaluation.added is None or self.policy.value_gate is None:
+            losses = self._value_losses(evaluation.values, batch)
+        else:
+            mlp_values = evaluation.values - self.policy.value_gate.share * evaluation.added
+            attention_value_loss = F.mse_loss(mlp_values.detach() + evaluation.added, batch.returns)
+            self._log.add("attention_value_loss", attention_value_loss)
+            losses = {"attention_value_loss": self.vf_coef * attention_value_loss}
         if evaluation.action_advantages is not None:
             attention_q_loss = F.mse_loss(evaluation.action_advantages, normalized(batch.advantages))
             self._log.add("attention_q_loss", attention_q_loss)
@@ -333,7 +340,7 @@ class AttentionActorCritic(TrajectoryCollection):
         :return: The terms of the self-supervised loss, weighted
         """
         auxiliary: dict[str, AuxiliaryLoss] = {}
-        if self.policy.live is not None and latents.critic.shape[1] > 1:
+        if self.policy.live is not None and latents.critic.latents.shape[1] > 1:
             auxiliary |= self.policy.live.losses(windows, latents, self.action_space)
         if self.policy.auxiliary is not None:
             n_windows, length = windows.episode_ids.shape
@@ -360,20 +367,21 @@ class AttentionActorCritic(TrajectoryCollection):
             losses["entropy_loss"] = self.ent_coef * negative_entropy
         return losses
 
-    def _value_loss(self, values: th.Tensor, batch: WindowSamples) -> th.Tensor:
+    def _value_losses(self, values: th.Tensor, batch: RolloutBufferSamples | WindowSamples) -> dict[str, th.Tensor]:
         clip_range_vf = None if self.clip_range_vf is None else self._present(self.clip_range_vf)
         loss = value_loss(values, batch.old_values, batch.returns, clip_range_vf)
         self._log.add("value_loss", loss)
-        return loss
+        return {"value_loss": self.vf_coef * loss}
 
     def _kl_exceeded(self) -> bool:
         return self.target_kl is not None and self._log.last_kl() > 1.5 * self.target_kl
 
-    def _optimize(self, losses: dict[str, th.Tensor]) -> None:
+    def _optimize(self, losses: dict[str, th.Tensor], attends: bool) -> None:
         """
         One step of the optimizer.
 
         :param losses: The terms of the loss, weighted
+        :param attends: Whether they are of windows
         :raises FloatingPointError: If one is not finite; the parameters are then still the last good ones
         """
         optimizer = self.policy.optimizer
@@ -392,8 +400,8 @@ class AttentionActorCritic(TrajectoryCollection):
             )
         optimizer.step()
         self._log.add("loss", loss)
-        if "value_loss" in losses:
-            self._log.add("critic_grad_norm", grad_norm)
+        if attends:
+            self._log.add("attention_grad_norm", grad_norm)
             if self.policy.auxiliary is not None:
                 self.policy.auxiliary.update_key_encoder(self.policy)
 

@@ -39,6 +39,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     :param chunk_length: How many consecutive steps of a rollout are handed out together, at least 1
     """
 
+    added: np.ndarray
     episode_ids: np.ndarray
     terminal_observations: dict[tuple[int, int], Any]
 
@@ -98,7 +99,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         for name, stored in self._storage.items():  # public views of this rollout's rows
             setattr(self, name, map_obs(lambda array: array[self.n_history :], stored))
         shape = (self.buffer_size, self.n_envs)
-        for name in ("values", "log_probs", "advantages", "returns"):
+        for name in ("values", "log_probs", "advantages", "returns", "added"):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
         self.offsets = np.zeros((*shape, 0), dtype=np.float32)
         self.terminal_observations = {}
@@ -165,12 +166,15 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         self.offsets = offsets
 
-    def set_estimates(self, values: np.ndarray, log_probs: np.ndarray) -> None:
+    def set_estimates(self, values: np.ndarray, log_probs: np.ndarray, added: np.ndarray | None = None) -> None:
         """
-        :param values: V(s_t) before any update, [buffer_size, n_envs]
+        :param values: V(h_t) before any update, [buffer_size, n_envs]
         :param log_probs: log pi(a_t | s_t) before any update, [buffer_size, n_envs]
+        :param added: The part of the values that attention adds to an MLP critic which learns from transitions,
+            [buffer_size, n_envs]; None for nothing
         """
         self.values[:] = values
+        self.added[:] = 0.0 if added is None else added
         self.log_probs[:] = log_probs
 
     def compute_returns_and_advantage(
@@ -320,11 +324,9 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
         data, rows = self.tensors(), batch_inds + self.n_history * self.n_envs
         observations: Any = map_obs(lambda obs: obs.flatten(0, 1)[rows], data.observations)  # [R, E, ...] -> [R * E, ...]
-        return RolloutBufferSamples(
-            observations,
-            data.actions.flatten(0, 1)[rows],
-            *(self._target(name).flatten()[batch_inds] for name in ("values", "log_probs", "advantages", "returns")),
-        )
+        names = ("values", "added", "log_probs", "advantages", "returns")
+        values, added, *others = (self._target(name).flatten()[batch_inds] for name in names)
+        return RolloutBufferSamples(observations, data.actions.flatten(0, 1)[rows], values - added, *others)
 
     def get_windows(self, batch_size: int | None = None) -> Generator[WindowSamples, None, None]:
         """

@@ -21,6 +21,7 @@ class RolloutEstimates(NamedTuple):
     """
     :param values: V(s_t), [n_steps, n_envs]
     :param log_probs: log pi(a_t | s_t), [n_steps, n_envs]
+    :param added: What attention would add to V_mlp(s_t) with a share of one, [n_steps, n_envs]; zeros for a memory actor
     :param action_advantages: A_att(h_t, a_t), [n_steps, n_envs]; zeros without ``attention_q``
     :param last_values: Values of the observations after the last step, [n_envs]
     :param terminal_values: Values of the observations on which a time limit cut episodes off, in the buffer's order
@@ -28,6 +29,7 @@ class RolloutEstimates(NamedTuple):
 
     values: np.ndarray
     log_probs: np.ndarray
+    added: np.ndarray
     action_advantages: np.ndarray
     last_values: th.Tensor
     terminal_values: np.ndarray
@@ -46,7 +48,7 @@ def estimate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
     :param last_obs: The observations after its last step, [n_envs, *obs_shape]
     :return: What advantages and ratios need
     """
-    values, log_probs, action_advantages = (np.zeros_like(buffer.values) for _ in range(3))
+    values, log_probs, added, action_advantages = (np.zeros_like(buffer.values) for _ in range(4))
     for starts, length in buffer.chunks():
         first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
         for part in _split(len(first), buffer.n_context + length):
@@ -54,6 +56,8 @@ def estimate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
             where = first[part, None] + np.arange(length), env[part, None]
             evaluation = policy.evaluate_windows(windows, actions, buffer.to_torch(buffer.offsets[where]))
             values[where] = evaluation.values.cpu().numpy()
+            if evaluation.added is not None:
+                added[where] = evaluation.added.cpu().numpy()
             if evaluation.log_prob is not None:
                 log_probs[where] = evaluation.log_prob.cpu().numpy()
             if evaluation.action_advantages is not None:
@@ -64,7 +68,7 @@ def estimate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
             log_probs[steps, envs] = policy.evaluate_actor(observations, actions, offsets)[0].cpu().numpy()
     last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
     last_values = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs))
-    return RolloutEstimates(values, log_probs, action_advantages, last_values, _terminal_values(policy, buffer))
+    return RolloutEstimates(values, log_probs, added, action_advantages, last_values, _terminal_values(policy, buffer))
 
 
 def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer) -> np.ndarray:
@@ -83,6 +87,5 @@ def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
 
 def _bootstrap(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows) -> th.Tensor:
     """:return: Values of the last step of each window, [N]"""
-    latent_vf = policy.window_latents(windows, 1).critic
-    values: th.Tensor = policy.value_net(latent_vf)[:, 0, 0]
-    return values
+    values, _ = policy.values_and_added(policy.window_latents(windows, 1).critic)  # [N, 1]
+    return values[:, 0]

@@ -110,8 +110,8 @@ def trajectory_values(policy: AttentionActorCriticPolicy, windows: TrajectoryWin
     :return: The critic's value of each step, [W]
     """
     policy.set_training_mode(False)
-    latent_vf = policy.window_latents(windows, windows.episode_ids.shape[1]).critic
-    values: np.ndarray = policy.value_net(latent_vf)[0, :, 0].cpu().numpy()
+    latents = policy.window_latents(windows, windows.episode_ids.shape[1])
+    values: np.ndarray = policy.values_and_added(latents.critic)[0][0].cpu().numpy()  # [1, W] -> [W]
     return values
 
 

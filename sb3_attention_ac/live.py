@@ -73,13 +73,14 @@ class LivePrediction(nn.Module):
         :param action_space: What their actions are from
         :return: Mean squared errors beside those of a guess: the mean reward, and the observation as it is
         """
-        n = latents.critic.shape[1]
+        latents_vf = latents.critic.latents
+        n = latents_vf.shape[1]
         with th.no_grad():
             features = normalized(self.features_scale, latents.features[:, -n:])
             rewards = normalized(self.reward_scale, windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)
             actions = encode_actions(windows.previous_actions[:, -n + 1 :], action_space)
             goes_on = ~windows.episode_starts[:, -n + 1 :]  # [N, n - 1]; else the observation is of another episode
-        expected = self(latents.critic[:, :-1], actions, features[:, :-1])
+        expected = self(latents_vf[:, :-1], actions, features[:, :-1])
         observation_error = (expected.features - features[:, 1:]).square().mean(-1)
         copy_error = (features[:, :-1] - features[:, 1:]).square().mean(-1)
         return {
@@ -98,7 +99,7 @@ class LivePrediction(nn.Module):
         n = actions.shape[1]
         latents = policy.window_latents(windows, n)
         features = normalized(self.features_scale, latents.features[:, -n:])
-        expected = self(latents.critic, encode_actions(actions, policy.action_space), features)
+        expected = self(latents.critic.latents, encode_actions(actions, policy.action_space), features)
         rewards = _denormalized(self.reward_scale, expected.rewards.unsqueeze(-1)).squeeze(-1)
         return NextStep(rewards, _denormalized(self.features_scale, expected.features))
 

@@ -37,17 +37,17 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
     # --- SB3's interface, on plain observations: each row a trajectory of one step -----------------------------------------
 
     def _single_steps(self, obs: PyTorchObs) -> tuple[Distribution, th.Tensor]:
-        """The action distribution of each observation, and the critic's latents, [N, latent_dim_vf]"""
+        """The action distribution of each observation, and their values, [N, 1]"""
         windows = TrajectoryWindows.of_single_steps(self._batched(obs), get_action_dim(self.action_space))
         evaluated = self.window_latents(windows, 1)
-        latent_vf = evaluated.critic.squeeze(1)
-        if evaluated.actor is None or evaluated.actor_mlp is None:
-            latents, latent_pi, latent_sde = latent_vf, self.mlp_actor_latent(obs), None
+        values, _ = self.values_and_added(evaluated.critic)  # [N, 1]
+        if evaluated.actor is None:
+            latents, latent_pi, latent_sde = evaluated.critic.latents.squeeze(1), self.mlp_actor_latent(obs), None
         else:
-            latents = latent_pi = evaluated.actor.squeeze(1)
-            latent_sde = evaluated.actor_mlp.squeeze(1)
+            latents = latent_pi = evaluated.actor.latents.squeeze(1)
+            latent_sde = evaluated.actor.mlp_latents.squeeze(1)
         tilt = self.tilt(latents, latent_pi)
-        return self.action_distribution(latent_pi, None if tilt is None else tilt.offsets, latent_sde), latent_vf
+        return self.action_distribution(latent_pi, None if tilt is None else tilt.offsets, latent_sde), values
 
     def _batched(self, obs: PyTorchObs) -> PyTorchObs:
         """Scalars of a Discrete space as [N, 1], as the buffer stores them"""
@@ -64,10 +64,10 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
         :param deterministic: Whether to sample or use deterministic actions
         :return: actions, values [N, 1] and log probabilities of the actions [N]
         """
-        distribution, latent_vf = self._single_steps(obs)
+        distribution, values = self._single_steps(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
-        return actions.reshape((-1, *(self.action_space.shape or ()))), self.value_net(latent_vf), log_prob
+        return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
@@ -75,8 +75,8 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
         :param actions: Actions
         :return: values [N, 1], log probabilities of the actions [N] and entropy of the action distributions [N]
         """
-        distribution, latent_vf = self._single_steps(obs)
-        return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
+        distribution, values = self._single_steps(obs)
+        return values, distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """
@@ -92,8 +92,7 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
         :param obs: Observations
         :return: Their values, [N, 1]
         """
-        values: th.Tensor = self.value_net(self._single_steps(obs)[1])
-        return values
+        return self._single_steps(obs)[1]
 
     # --- acting -----------------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class TrainingLog:
         # Before the update: how well the critic does on trajectories that it has not learned from (out of sample)
         logger.record("train/explained_variance", explained_variance(values.flatten(), returns.flatten()))
         # In the last epoch: how well it does on those it has just learned from
-        errors = self._values["value_loss"]
+        errors = self._values["attention_value_loss"] or self._values["value_loss"]
         variance = float(np.var(returns))
         if errors and variance > 0:
             last_epoch = th.stack(errors[-max(len(errors) // n_epochs, 1) :]).mean().item()

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch as th
+import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -14,33 +15,33 @@ from sb3_attention_ac.auxiliary import MaskedPrediction
 from sb3_attention_ac.checks import check_attention_q, check_network
 from sb3_attention_ac.encoder import TrajectoryEncoder
 from sb3_attention_ac.live import LivePrediction
-from sb3_attention_ac.parameter_groups import actor_and_critic
+from sb3_attention_ac.parameter_groups import mlps_and_attention
 from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, encode_actions, map_obs, symlog
-from sb3_attention_ac.trunk import AttentionTrunk
+from sb3_attention_ac.trunk import AttentionTrunk, TrunkOutput
+from sb3_attention_ac.value_gate import ValueGate
 
 
 class WindowLatents(NamedTuple):
     """
     What the networks make of the last n steps of N windows of W steps.
 
-    :param actor: Of the memory actor, [N, n, latent_dim_pi]; None for an MLP actor
-    :param critic: [N, n, latent_dim_vf]
+    :param actor: The memory actor's, [N, n, latent_dim_pi]; None for an MLP actor
+    :param critic: The critic's, [N, n, latent_dim_vf]
     :param features: The critic's features of every step, [N, W, F]
-    :param actor_mlp: Of the memory actor without what attention adds, [N, n, latent_dim_pi]; None for an MLP actor
     """
 
-    actor: th.Tensor | None
-    critic: th.Tensor
+    actor: TrunkOutput | None
+    critic: TrunkOutput
     features: th.Tensor
-    actor_mlp: th.Tensor | None
 
 
 class WindowEvaluation(NamedTuple):
     """
     What actor and critic say of the last n steps of N windows. An MLP actor is evaluated on single transitions instead.
 
-    :param values: V(s_t), [N, n]
+    :param values: V(h_t), [N, n]
     :param latents: What these were read from
+    :param added: What attention would add to V_mlp(s_t) with a share of one, [N, n]; None if the value is one (memory actor)
     :param action_advantages: A_att(h_t, a_t), [N, n]; None without ``attention_q``
     :param log_prob: log pi(a_t | s_t), [N, n]; None for an MLP actor
     :param entropy: Entropy of the action distributions, [N, n]; None for an MLP actor, or if it has no analytical form
@@ -48,6 +49,7 @@ class WindowEvaluation(NamedTuple):
 
     values: th.Tensor
     latents: WindowLatents
+    added: th.Tensor | None = None
     action_advantages: th.Tensor | None = None
     log_prob: th.Tensor | None = None
     entropy: th.Tensor | None = None
@@ -56,8 +58,9 @@ class WindowEvaluation(NamedTuple):
 class TrajectoryPolicy(ActorPolicy):
     """
     SB3's actor-critic policy whose critic attends to the trajectory. At initialisation the critic is SB3's MLP critic: what
-    the local window and the attention add is learned, starting at zero. The actor is SB3's MLP actor, or with ``memory_actor``
-    it attends to the trajectory as well.
+    attention adds is learned, starting at zero. The actor is SB3's MLP actor; then SB3's MLP critic learns as in PPO and what
+    attention adds has to prove itself (:class:`~sb3_attention_ac.value_gate.ValueGate`). Or with ``memory_actor`` the actor
+    attends to the trajectory as well, and MLP and attention learn as one.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -79,11 +82,12 @@ class TrajectoryPolicy(ActorPolicy):
     :param context_length: How many steps of its episode a step sees at least, if there are that many, at least 1; at
         most three times as many, less one (twice as many with ``memory_actor``)
     :param d_model: Width of a token, a multiple of ``n_heads``
-    :param n_layers: Number of transformer blocks, 0 for no attention (the critic is an MLP with a local window)
+    :param n_layers: Number of transformer blocks, 0 for no attention (PPO's critic)
     :param n_heads: Number of attention heads
     :param dim_feedforward: Width of the feed-forward part of a block, None for ``2 * d_model``
     :param dropout: Dropout probability in the encoder, in [0, 1)
-    :param local_window: How many of the last steps feed the MLP's first layer directly, 1 for the current one alone
+    :param local_window: With ``memory_actor``, how many of the last steps feed the MLPs' first layers directly, 1 for the
+        current one alone
     :param memory_actor: Whether the actor attends to the trajectory too
     :param share_encoder: With ``memory_actor``, one encoder for actor and critic instead of two
     :param attention_q: Whether to tilt the action distribution by an advantage read from what attention gathers, see
@@ -174,8 +178,8 @@ class TrajectoryPolicy(ActorPolicy):
 
     @property
     def n_context(self) -> int:
-        """How many steps before a chunk its windows need: the context of the attention, or of the local window alone."""
-        return self.context_length if self.n_layers > 0 else self.local_window - 1
+        """How many steps before a chunk its windows need"""
+        return self.context_length if self.n_layers > 0 else 0
 
     @property
     def chunk_length(self) -> int:
@@ -222,9 +226,11 @@ class TrajectoryPolicy(ActorPolicy):
             )
         event_dim = self.action_event_dim + int(self.critic_reads_rewards)
         encoder = None if shared else self._make_encoder(mlp.latent_dim_vf, event_dim)
+        n_local, mlp_is_given = (self.local_window, False) if self.memory_actor else (1, True)
         self.critic_trunk = AttentionTrunk(
-            mlp.value_net, self.features_dim, mlp.latent_dim_vf, self.local_window, encoder, gathered_dim
+            mlp.value_net, self.features_dim, mlp.latent_dim_vf, n_local, encoder, gathered_dim, mlp_is_given
         )
+        self.value_gate = ValueGate() if gathered_dim > 0 and not self.memory_actor else None
         self.auxiliary = self.live = None
         if "live" in self.aux_targets:
             self.live = LivePrediction(mlp.latent_dim_vf, action_dim, self.features_dim)
@@ -248,7 +254,7 @@ class TrajectoryPolicy(ActorPolicy):
             trunk_dim = self.mlp_extractor.latent_dim_pi if self.memory_actor else self.mlp_extractor.latent_dim_vf
             self.attention_q = AttentionQ(trunk_dim, self.action_space, action_net.out_features)
         optimizer_class: Any = self.optimizer_class
-        parameters: Any = self.parameters() if self.memory_actor else actor_and_critic(self)
+        parameters: Any = self.parameters() if self.memory_actor else mlps_and_attention(self)
         self.optimizer = optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)
         if self.auxiliary is not None:
             self.auxiliary.update_key_encoder(self, 1.0)
@@ -288,23 +294,32 @@ class TrajectoryPolicy(ActorPolicy):
         :param n_queries: How many of their last steps to return
         :return: Latents of actor and critic
         """
-        vf_features = self.window_features(windows, self.vf_features_extractor)
-        latent_pi = actor_mlp = gathered = None
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.critic_trunk.mlp_is_given):
+            vf_features = self.window_features(windows, self.vf_features_extractor)
+        actor = gathered = None
         if self.memory_actor:
             shared = self.share_features_extractor
             pi_features = vf_features if shared else self.window_features(windows, self.pi_features_extractor)
             events = self.encode_events(windows.previous_actions, windows.episode_starts)
-            latent_pi, actor_mlp, gathered = self.actor_trunk(
-                self.mlp_extractor.policy_net, pi_features, events, windows.episode_ids, n_queries
-            )
-            if not self.share_encoder:
-                gathered = None
+            actor = self.actor_trunk(self.mlp_extractor.policy_net, pi_features, events, windows.episode_ids, n_queries)
+            gathered = actor.gathered if self.share_encoder else None
         rewards = windows.previous_rewards if self.critic_reads_rewards else None
         events = self.encode_events(windows.previous_actions, windows.episode_starts, rewards)
-        latent_vf = self.critic_trunk(
-            self.mlp_extractor.value_net, vf_features, events, windows.episode_ids, n_queries, gathered
-        ).latents
-        return WindowLatents(latent_pi, latent_vf, vf_features, actor_mlp)
+        critic = self.critic_trunk(self.mlp_extractor.value_net, vf_features, events, windows.episode_ids, n_queries, gathered)
+        return WindowLatents(actor, critic, vf_features)
+
+    def values_and_added(self, critic: TrunkOutput) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param critic: The critic's latents, [..., latent_dim_vf]
+        :return: V(h_t) [...], and what attention would add to V_mlp(s_t) with a share of one, [...] or None
+        """
+        if self.value_gate is None:
+            return self.value_net(critic.latents).squeeze(-1), None
+        # As the MLP, its head learns from transitions: no gradient
+        weight, bias = self.value_net.weight.detach(), self.value_net.bias.detach()
+        values, attended = (F.linear(x, weight, bias).squeeze(-1) for x in (critic.mlp_latents, critic.latents))
+        added = attended - values
+        return values + self.value_gate.share * added, added
 
     def evaluate_windows(
         self, windows: TrajectoryWindows, actions: th.Tensor, offsets: th.Tensor | None = None
@@ -319,21 +334,21 @@ class TrajectoryPolicy(ActorPolicy):
         """
         n = actions.shape[1]
         latents = self.window_latents(windows, n)
-        values = self.value_net(latents.critic).squeeze(-1)
+        values, added = self.values_and_added(latents.critic)
         action_advantages = None
         if self.attention_q is not None:
             action_advantages = self._action_advantages(windows, latents, actions, offsets)
-        if latents.actor is None or latents.actor_mlp is None:
-            return WindowEvaluation(values, latents, action_advantages)
+        if latents.actor is None:
+            return WindowEvaluation(values, latents, added, action_advantages)
         log_prob, entropy = self.log_prob_and_entropy(
-            latents.actor.flatten(0, 1),  # [N, n, H] -> [N * n, H]
+            latents.actor.latents.flatten(0, 1),  # [N, n, H] -> [N * n, H]
             actions.flatten(0, 1),
             None if offsets is None else offsets.flatten(0, 1),
-            latents.actor_mlp.flatten(0, 1),
+            latents.actor.mlp_latents.flatten(0, 1),
         )
         shape = values.shape  # [N, n]
         entropy = None if entropy is None else entropy.reshape(shape)
-        return WindowEvaluation(values, latents, action_advantages, log_prob.reshape(shape), entropy)
+        return WindowEvaluation(values, latents, added, action_advantages, log_prob.reshape(shape), entropy)
 
     # --- Q_att --------------------------------------------------------------------------------------------------------------
 
@@ -347,14 +362,15 @@ class TrajectoryPolicy(ActorPolicy):
         """A_att of the actions of the last steps of each window, [N, n]"""
         assert self.attention_q is not None
         n = actions.shape[1]
-        latent_pi = latents.actor
         with th.no_grad():
-            if latent_pi is None:
+            if latents.actor is not None:
+                latent_pi = latents.actor.latents
+            else:
                 last: PyTorchObs = map_obs(lambda obs: obs[:, -n:].flatten(0, 1), windows.observations)
                 latent_pi = self.mlp_actor_latent(last).reshape(*actions.shape[:2], -1)  # [N * n, H] -> [N, n, H]
             parameters = self.action_parameters(latent_pi, offsets)
-        stepped = latents.critic if latents.actor is None else latents.actor
-        return self.attention_q.advantages(stepped, actions, parameters, self.fixed_log_std())
+        stepped = latents.actor or latents.critic
+        return self.attention_q.advantages(stepped.latents, actions, parameters, self.fixed_log_std())
 
     def fixed_log_std(self) -> th.Tensor | None:
         """:return: Logarithm of the standard deviations of a Box's actions, without gradient; None for other spaces"""

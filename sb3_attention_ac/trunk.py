@@ -29,7 +29,8 @@ class AttentionTrunk(nn.Module):
     latent_t = mlp(s_t, s_{t-1}, ..., s_{t-k+1}) + write(encoder(...)), where the mlp's weights on s_{t-1} and older and the
     matrix ``write`` are zero at initialisation.
 
-    The MLP itself stays where SB3 keeps it (``policy.mlp_extractor``) and is passed in.
+    The MLP itself stays where SB3 keeps it (``policy.mlp_extractor``) and is passed in. With ``mlp_is_given`` it learns
+    elsewhere: no gradient of what attention gathers goes into it.
 
     :param mlp: The MLP whose first layer the local window feeds
     :param features_dim: Width of the features of one step
@@ -37,6 +38,7 @@ class AttentionTrunk(nn.Module):
     :param n_local: The local window's length k, 1 for the current step alone
     :param encoder: The encoder over the trajectory, or None to read another trunk's (``gathered_dim`` > 0) or nothing
     :param gathered_dim: Width of what an encoder gathers; 0 for a trunk without attention
+    :param mlp_is_given: Whether the MLP learns elsewhere
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class AttentionTrunk(nn.Module):
         n_local: int,
         encoder: TrajectoryEncoder | None,
         gathered_dim: int,
+        mlp_is_given: bool = False,
     ):
         super().__init__()
+        self.mlp_is_given = mlp_is_given
         self.n_previous = n_local - 1
         self.encoder = encoder
         first: Any = mlp[0] if len(mlp) > 0 else None
@@ -106,7 +110,8 @@ class AttentionTrunk(nn.Module):
             needed = n_queries + self.n_previous
             features, episode_ids = features[:, -needed:], episode_ids[:, -needed:]
         previous = local_window(features, episode_ids, self.n_previous) if self.n_previous > 0 else None
-        latents = self.latents(mlp, features, previous)
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.mlp_is_given):
+            latents = self.latents(mlp, features, previous)
         if self.encoder is not None:
             gathered = self.encoder(self.encoder.tokens(latents, events), episode_ids, n_queries)
         return self.add_gathered(latents[:, -n_queries:], gathered)

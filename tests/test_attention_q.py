@@ -69,7 +69,7 @@ def test_predictions_while_acting_are_those_of_the_batched_pass(name):
         for start in first:
             windows, _ = buffer.windows(np.full(buffer.n_envs, start), np.arange(buffer.n_envs), length)
             with th.no_grad():
-                latent_vf = policy.window_latents(windows, length).critic
+                latent_vf = policy.window_latents(windows, length).critic.latents
                 for step in range(length):
                     latent_pi = policy.mlp_actor_latent(windows.observations[:, step - length])
                     batched = policy.tilt(latent_vf[:, step], latent_pi)

@@ -46,7 +46,7 @@ def check_stepping(rollout, **kwargs) -> None:
             for start in first:
                 windows, _ = buffer.windows(np.full(buffer.n_envs, start), np.arange(buffer.n_envs), length)
                 evaluated = policy.window_latents(windows, length)
-                batched = th.cat([evaluated.actor, evaluated.actor_mlp], dim=-1)
+                batched = th.cat([evaluated.actor.latents, evaluated.actor.mlp_latents], dim=-1)
                 alone = th.stack(latents[start : start + length], dim=1)
                 th.testing.assert_close(alone, batched, rtol=0, atol=1e-5)
 
@@ -72,8 +72,8 @@ def test_noise_held_over_steps_cannot_be_read(use_sde):
     fill(buffer, np.random.default_rng(0), np.ones(2, dtype=bool), episode_end=0.0)
     windows, _ = buffer.windows(np.array([4, 4]), np.array([0, 1]), 4)
     other = windows._replace(previous_actions=windows.previous_actions + 1)
-    for latents, changed in zip(policy.window_latents(windows, 4)[:2], policy.window_latents(other, 4)[:2], strict=True):
-        assert th.equal(latents, changed) == use_sde
+    for trunk, changed in zip(policy.window_latents(windows, 4)[:2], policy.window_latents(other, 4)[:2], strict=True):
+        assert th.equal(trunk.latents, changed.latents) == use_sde
 
 
 def test_attention_does_not_change_the_noise():
@@ -145,7 +145,9 @@ def test_minibatches_without_their_context_are_found(monkeypatch):
 def test_old_log_probabilities_of_other_steps_are_found(monkeypatch, kwargs):
     set_estimates = TrajectoryRolloutBuffer.set_estimates
     monkeypatch.setattr(
-        TrajectoryRolloutBuffer, "set_estimates", lambda self, values, log_probs: set_estimates(self, values, log_probs[::-1])
+        TrajectoryRolloutBuffer,
+        "set_estimates",
+        lambda self, values, log_probs: set_estimates(self, values, log_probs[::-1]),
     )
     with pytest.raises(AssertionError):
         check_first_ratio("Discrete", kwargs, LONG)

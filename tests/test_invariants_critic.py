@@ -43,12 +43,12 @@ def random_windows(seed: int, width: int, episode_end: float) -> TrajectoryWindo
 def check_causal(policy, windows: TrajectoryWindows, step: int) -> None:
     """V_t depends on nothing after s_t (a_t and r_t are read by token t + 1), and on no other episode."""
     width = windows.episode_ids.shape[1]
-    values = policy.window_latents(windows, width).critic
+    values = policy.values_and_added(policy.window_latents(windows, width).critic)[0]
     future = (th.arange(width) > step).expand_as(windows.episode_ids)
-    after = policy.window_latents(perturbed(windows, future), width).critic
+    after = policy.values_and_added(policy.window_latents(perturbed(windows, future), width).critic)[0]
     th.testing.assert_close(after[:, : step + 1], values[:, : step + 1], rtol=0, atol=1e-6)
     other_episode = windows.episode_ids != windows.episode_ids[:, step : step + 1]
-    elsewhere = policy.window_latents(perturbed(windows, other_episode), width).critic
+    elsewhere = policy.values_and_added(policy.window_latents(perturbed(windows, other_episode), width).critic)[0]
     th.testing.assert_close(elsewhere[:, step], values[:, step], rtol=0, atol=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_past_of_the_episode_is_seen():
     policy, windows = make_policy(4), random_windows(0, 12, 0.0)
     first = th.zeros_like(windows.episode_starts)
     first[:, 0] = True
-    values, other = (policy.window_latents(w, 12).critic for w in (windows, perturbed(windows, first)))
+    values, other = (policy.window_latents(w, 12).critic.latents for w in (windows, perturbed(windows, first)))
     assert ((values - other).abs().amax(dim=(0, 2)) > 1e-5).all()
 
 
@@ -93,7 +93,7 @@ def one_by_one(policy, buffer) -> np.ndarray:
             rows = range(history + chunk_start - buffer.n_context, history + step + 1)
             rows = [row for row in rows if data.episode_ids[row, env] == data.episode_ids[history + step, env]]
             window = data.windows(th.tensor([rows]), th.tensor([[env]]))
-            values[step, env] = policy.value_net(policy.window_latents(window, 1).critic)
+            values[step, env] = policy.values_and_added(policy.window_latents(window, 1).critic)[0]
     return values
 
 
@@ -146,7 +146,7 @@ def test_bootstrap_values_see_their_own_episode(rollout):
         window.observations[0, -1] = th.as_tensor(obs)
         window.previous_actions[0, -1], window.previous_rewards[0, -1] = data.actions[last, env], data.rewards[last, env]
         window.episode_starts[0, -1] = False
-        alone = policy.value_net(policy.window_latents(window, 1).critic)
+        alone = policy.values_and_added(policy.window_latents(window, 1).critic)[0]
         np.testing.assert_allclose(float(value), float(alone), atol=1e-5)
 
 
@@ -157,9 +157,10 @@ def check_start(net_arch, memory_actor) -> None:
     sb3.load_state_dict(shared)  # strict: every weight of SB3's policy is one of ours
     windows = random_windows(0, 9, 0.2)
     flat = windows.observations.flatten(0, 1)
-    latent_pi, latent_vf, *_ = ours.window_latents(windows, 9)
-    th.testing.assert_close(ours.value_net(latent_vf).flatten(0, 1), sb3.predict_values(flat))
-    if latent_pi is not None:
+    actor, critic, _ = ours.window_latents(windows, 9)
+    th.testing.assert_close(ours.value_net(critic.latents).flatten(0, 1), sb3.predict_values(flat))
+    if actor is not None:
+        latent_pi = actor.latents
         th.testing.assert_close(
             ours.action_net(latent_pi).flatten(0, 1), sb3.get_distribution(flat).distribution.logits, rtol=1, atol=2
         )

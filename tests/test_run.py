@@ -182,32 +182,31 @@ def test_number_of_envs_may_change_at_load(tmp_path):
 
 @pytest.mark.parametrize("memory_actor", [False, True])
 def test_every_step_is_seen_once(memory_actor):
-    """By the actor in each epoch, by the critic beside an MLP actor in each pass of its own, here two epochs."""
+    """By the MLPs in each epoch, by attention beside them in each pass of its own, here four epochs."""
     options = {**SMALL, "n_steps": 40, "batch_size": 10}
     model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": memory_actor}, **options).learn(80)
     model.rollout_buffer.returns[:] = np.arange(80).reshape(40, 2)
     model.rollout_buffer._targets = {}
-    critic_windows = model._critic_windows()
-    batches = [batch for _ in range(1 if memory_actor else 2) for batch in model._minibatches(critic_windows)]
-    actor = [batch.transitions.returns.flatten() for batch in batches if not hasattr(batch, "windows")]
-    critic = [batch.returns.flatten() for batch in batches if hasattr(batch, "windows")]
-    assert len(actor) == (0 if memory_actor else 16) and len(critic) == (8 if memory_actor else 4)
-    for parts in filter(None, (actor[:8], actor[8:], critic)):
+    attention_windows = model._attention_windows()
+    batches = [batch for _ in range(1 if memory_actor else 4) for batch in model._minibatches(attention_windows)]
+    mlps = [batch.transitions.returns.flatten() for batch in batches if not hasattr(batch, "windows")]
+    attention = [batch.returns.flatten() for batch in batches if hasattr(batch, "windows")]
+    assert len(mlps) == (0 if memory_actor else 32) and len(attention) == (8 if memory_actor else 4)
+    for parts in filter(None, (mlps[:8], mlps[24:], attention)):
         assert th.cat(parts).sort().values.tolist() == list(range(80))
 
 
-def test_target_kl_stops_the_mlp_actor_but_not_the_critic():
+def test_target_kl_stops_the_mlps_but_not_attention():
     model = AAC("MlpPolicy", random_env(), policy_kwargs=TINY, target_kl=1e-9, **{**SMALL, "n_epochs": 3, "n_steps": 40})
-    policy = model.policy
-    before = policy.value_net.weight.clone()
+    before = model.policy.critic_trunk.write.weight.clone()
     steps = []
     optimize = model._optimize
-    model._optimize = lambda losses: (steps.append(set(losses)), optimize(losses))
+    model._optimize = lambda losses, attends: (steps.append(set(losses)), optimize(losses, attends))
     model.learn(80)
-    # The first actor minibatch has a ratio of one; the second exceeds the limit; the critic has 2 minibatches in each epoch
-    assert sum("policy_gradient_loss" in names for names in steps) == 1
-    assert sum("value_loss" in names for names in steps) == 3 * 2
-    assert not th.equal(policy.value_net.weight, before)
+    # The first minibatch has a ratio of one; the second exceeds the limit, as in PPO; attention has one in each epoch
+    assert sum("policy_gradient_loss" in names for names in steps) == sum("value_loss" in names for names in steps) == 1
+    assert sum("attention_value_loss" in names for names in steps) == 3
+    assert not th.equal(model.policy.critic_trunk.write.weight, before)
 
 
 def test_the_last_rollout_does_not_unlearn():

@@ -39,6 +39,8 @@ def make_policy(context_length: int, action_space=ACTION_SPACES["Discrete"], see
             for name, parameter in policy.named_parameters():
                 if name != "log_std":
                     parameter.add_(0.3 * th.randn_like(parameter))
+            if policy.value_gate is not None:
+                policy.value_gate.share.fill_(0.7)
     policy.set_training_mode(False)
     return policy
 
