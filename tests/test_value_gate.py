@@ -9,7 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_attention_ac import AAC
-from sb3_attention_ac.value_gate import ValueGate
+from sb3_attention_ac.value_gate import MARGIN, ValueGate
 
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 16, "n_epochs": 3, "seed": 0, "device": "cpu"}
 
@@ -71,15 +71,26 @@ def test_values_are_a_mixture():
     assert not th.allclose(mlp, whole)
 
 
-@pytest.mark.parametrize("truth", [0.0, 0.5, 1.0, 2.0, -1.0])
+@pytest.mark.parametrize("truth", [0.0, 0.2, 0.5, 1.0, 2.0, -1.0])
 def test_the_share_finds_what_is_true(truth):
-    """Returns hold ``truth`` times what attention adds, and noise: the share settles there, in [0, 1]."""
-    rng, gate, shares = np.random.default_rng(0), ValueGate(), []
+    """Returns hold ``truth`` times what attention adds, and noise: the share settles there, less what the margin takes."""
+    rng, gate, shares, std = np.random.default_rng(0), ValueGate(), [], 0.5
     for _ in range(200):
         added = rng.normal(size=(256, 8))
-        gate.judge(added, (truth - float(gate.share)) * added + 3 * rng.normal(size=(256, 8)))
+        gate.judge(added, (truth - float(gate.share)) * added + std * rng.normal(size=(256, 8)))
         shares.append(float(gate.share))
-    assert abs(np.mean(shares[100:]) - np.clip(truth, 0, 1)) < 0.05
+    expected = truth - MARGIN * (truth**2 + std**2)
+    assert abs(np.mean(shares[100:]) - np.clip(expected, 0, 1)) < 0.02
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0])
+def test_less_than_the_margin_is_chance(constant):
+    """What explains less than the margin of the advantages' variance stays out, and so does a constant."""
+    rng, gate = np.random.default_rng(0), ValueGate()
+    for _ in range(50):
+        added = constant + rng.normal(size=(256, 8))
+        gate.judge(added, added + 6 * rng.normal(size=(256, 8)))
+        assert float(gate.share) == 0.0
 
 
 def test_nothing_added_is_no_evidence():
