@@ -11,8 +11,9 @@ that a machine which gets slower or faster does so for all of them. All algorith
 and width; A2C, which has neither minibatches nor epochs, has the n_steps of its own defaults. "random" steps the environments
 with random actions; its process has loaded the same libraries, so its peak memory is what the others start from.
 
-"steps/s" and its range are whole repetitions by the clock. The "steady" columns leave out the pauses of the machine, which on
-a virtual one can be most of the time, and are rates of steps at their lower quartile: see ``steady.py``.
+"steps/s" and its range are whole repetitions by the clock. The "CPU" columns count the process's own processor time instead
+(of all its threads), which goes on when other processes or the host of a virtual machine take the processor away: with one
+thread these are the ones to compare on a busy machine. With a GPU only the clock tells.
 """
 
 import argparse
@@ -24,14 +25,13 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from steady import StepTimer, steady_seconds
 
 ALGORITHMS = ("aac", "ppo", "a2c", "random", "aac-memory", "ppo_lstm")
 SWEEPS: dict[str, list[int]] = {
@@ -75,36 +75,36 @@ class Measurement(NamedTuple):
     One repetition.
 
     :param steps: Number of steps, over all environments
-    :param seconds: Time they took
-    :param collecting: For each rollout, the durations of its environment steps
-    :param training: For each rollout, the durations of the optimizer steps that follow it, and of what comes after the last
+    :param seconds: Time they took by the clock
+    :param cpu_seconds: Processor time they took
+    :param training_cpu_seconds: Processor time of the updates among it
     :param peak_mib: The most memory the process has used so far
     """
 
     steps: int
     seconds: float
-    collecting: list[list[float]]
-    training: list[list[float]]
+    cpu_seconds: float
+    training_cpu_seconds: float
     peak_mib: float
 
 
 class Result(NamedTuple):
     """
-    All repetitions together: medians by the clock, and lower quartiles of the steps without pauses.
+    Medians of all repetitions.
 
     :param setup: What was measured
     :param whole: Steps per second by the clock
     :param spread: Lowest and highest of the repetitions
-    :param steady: Steps per second without pauses
-    :param collecting: Steps per second of collecting alone, without pauses
-    :param training: Steps per second of the updates alone, without pauses, infinite if there are none
+    :param cpu: Steps per second of processor time
+    :param collecting: Steps per second of processor time, collecting alone
+    :param training: Steps per second of processor time, the updates alone; infinite if there are none
     :param peak_mib: The most memory the process has used
     """
 
     setup: Setup
     whole: float
     spread: tuple[float, float]
-    steady: float
+    cpu: float
     collecting: float
     training: float
     peak_mib: float
@@ -139,23 +139,49 @@ def _make_model(setup: Setup) -> Any:
     return AAC("MlpPolicy", env, policy_kwargs=network, **common)  # type: ignore[arg-type]
 
 
+class Stopwatch:
+    """Time since it was made, by the clock and of the processor, and the processor time of updates"""
+
+    def __init__(self) -> None:
+        self._training = 0.0
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+
+    def training(self, train: Callable[[], None]) -> Callable[[], None]:
+        """
+        :param train: An algorithm's update
+        :return: The same, timed
+        """
+
+        def timed() -> None:
+            start = time.process_time()
+            train()
+            self._training += time.process_time() - start
+
+        return timed
+
+    def read(self, steps: int) -> Measurement:
+        """
+        :param steps: Number of steps since the start, over all environments
+        :return: What they took
+        """
+        cpu_seconds = time.process_time() - self._cpu_start
+        return Measurement(steps, time.perf_counter() - self._start, cpu_seconds, self._training, _peak_mib())
+
+
 def _train(model: Any, steps: int) -> Measurement:
-    timer = StepTimer()
-    before, start = model.num_timesteps, time.perf_counter()
-    timer.learn(model, steps)
-    seconds = time.perf_counter() - start
-    return Measurement(model.num_timesteps - before, seconds, timer.collecting, timer.training, _peak_mib())
+    before, stopwatch = model.num_timesteps, Stopwatch()
+    model.train = stopwatch.training(type(model).train.__get__(model))
+    model.learn(steps, reset_num_timesteps=False)
+    return stopwatch.read(model.num_timesteps - before)
 
 
 def _step_randomly(env: Any, steps: int) -> Measurement:
     env.reset()
     actions = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(64)]
-    marks = [time.perf_counter()]
-    for step in range(-(-steps // env.num_envs)):
+    n_steps, stopwatch = -(-steps // env.num_envs), Stopwatch()
+    for step in range(n_steps):
         env.step(actions[step % len(actions)])
-        marks.append(time.perf_counter())
-    durations = np.diff(marks).tolist()
-    return Measurement(len(durations) * env.num_envs, marks[-1] - marks[0], [durations], [], _peak_mib())
+    return stopwatch.read(n_steps * env.num_envs)
 
 
 def _peak_mib() -> float:
@@ -226,21 +252,17 @@ def summarize(setup: Setup, measurements: list[Measurement]) -> Result:
     """
     :param setup: What was measured
     :param measurements: Its repetitions
-    :return: The medians, and what is left without pauses
+    :return: Their medians
     """
     rates = [m.steps / m.seconds for m in measurements]
-    collecting = [rollout for m in measurements for rollout in m.collecting]
-    training = [phase for m in measurements for phase in m.training]
-    steps = sum(m.steps for m in measurements) / len(collecting)
-    collect_seconds = steady_seconds(collecting)
-    train_seconds = steady_seconds(training)
+    training = [m.training_cpu_seconds for m in measurements]
     return Result(
         setup,
         statistics.median(rates),
         (min(rates), max(rates)),
-        steps / (collect_seconds + train_seconds),
-        steps / collect_seconds,
-        steps / train_seconds if train_seconds > 0 else float("inf"),
+        statistics.median(m.steps / m.cpu_seconds for m in measurements),
+        statistics.median(m.steps / (m.cpu_seconds - m.training_cpu_seconds) for m in measurements),
+        statistics.median(m.steps / m.training_cpu_seconds for m in measurements) if all(training) else float("inf"),
         max(m.peak_mib for m in measurements),
     )
 
@@ -257,9 +279,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _ratios(result: Result, ppo: Result) -> tuple[str, str, str]:
-    rates = ((result.whole, ppo.whole), (result.steady, ppo.steady), (result.collecting, ppo.collecting))
-    whole, steady, collecting = (f"{rate / ppo_rate:.2f}" for rate, ppo_rate in rates)
-    return whole, steady, collecting
+    rates = ((result.whole, ppo.whole), (result.cpu, ppo.cpu), (result.collecting, ppo.collecting))
+    whole, cpu, collecting = (f"{rate / ppo_rate:.2f}" for rate, ppo_rate in rates)
+    return whole, cpu, collecting
 
 
 def comparison_table(results: list[Result]) -> str:
@@ -271,12 +293,12 @@ def comparison_table(results: list[Result]) -> str:
     rows = []
     for result in results:
         low, high = result.spread
-        whole, steady, collecting = ("-", "-", "-") if ppo is None else _ratios(result, ppo)
+        whole, cpu, collecting = ("-", "-", "-") if ppo is None else _ratios(result, ppo)
         clock = [f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}", whole]
-        pauseless = [f"{result.steady:.0f}", steady, f"{result.collecting:.0f}", collecting]
-        rows.append([result.setup.algo, *clock, *pauseless, f"{result.peak_mib:.0f}"])
-    steady_columns = ["steady steps/s", "x PPO", "steady collecting steps/s", "x PPO"]
-    return table(["algorithm", "steps/s", "range", "x PPO", *steady_columns, "peak MiB"], rows)
+        processor = [f"{result.cpu:.0f}", cpu, f"{result.collecting:.0f}", collecting]
+        rows.append([result.setup.algo, *clock, *processor, f"{result.peak_mib:.0f}"])
+    cpu_columns = ["CPU steps/s", "x PPO", "CPU collecting steps/s", "x PPO"]
+    return table(["algorithm", "steps/s", "range", "x PPO", *cpu_columns, "peak MiB"], rows)
 
 
 def growth_exponent(sizes: list[int], costs: list[float]) -> float:
@@ -293,9 +315,9 @@ def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
     :param name: The setting that is changed
     :param sizes: Its values
     :param results: The result of each
-    :return: Microseconds per step without pauses for each value, and below the exponents of their growth
+    :return: Microseconds of processor time per step for each value, and below the exponents of their growth
     """
-    costs = [[1e6 / rate for rate in (r.steady, r.collecting, r.training)] for r in results]
+    costs = [[1e6 / rate for rate in (r.cpu, r.collecting, r.training)] for r in results]
     rows = [
         [str(size), *(f"{cost:.0f}" for cost in row), f"{result.peak_mib:.0f}"]
         for size, row, result in zip(sizes, costs, results, strict=True)
@@ -303,7 +325,7 @@ def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
     if len(sizes) > 1:
         exponents = [growth_exponent(sizes, list(column)) for column in zip(*costs, strict=True)]
         rows.append(["exponent", *(f"{exponent:.2f}" for exponent in exponents), "-"])
-    return table([name, "us/step", "collecting us/step", "training us/step", "peak MiB"], rows)
+    return table([name, "CPU us/step", "collecting", "training", "peak MiB"], rows)
 
 
 def conditions(args: argparse.Namespace) -> str:

@@ -4,6 +4,7 @@ import functools
 import importlib
 import runpy
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,7 +91,16 @@ def test_growth_exponent(throughput):
     assert throughput.growth_exponent([2, 4, 8], [3.0, 12.0, 48.0]) == pytest.approx(2)
 
 
-def test_steady_seconds(throughput):
-    steps = [[1.0, 1.2, 4.0], [1.0, 9.0, 9.0], [1.0, 1.1], [1.0, 1.1, 3.8], [1.0, 9.0]]  # pauses, and minibatches fewer
-    assert throughput.steady_seconds(steps) == pytest.approx(1.0 + 1.1 + 0.6 * 3.9)
-    assert throughput.steady_seconds([]) == throughput.steady_seconds([[], []]) == 0
+def test_medians_of_repetitions(throughput):
+    setup = throughput.Setup("ppo", "CartPole-v1", 1, 8, 8, 1, "cpu", 1)
+    seconds = [(4.0, 2.0, 1.0), (2.0, 1.9, 0.9), (100.0, 2.1, 1.1)]  # the last one waited for the processor
+    result = throughput.summarize(setup, [throughput.Measurement(8, *times, 300.0) for times in seconds])
+    assert (result.whole, result.spread, result.cpu) == (2.0, (0.08, 4.0), 4.0)
+    assert (result.collecting, result.training) == pytest.approx((8.0, 8.0))
+
+
+def test_waiting_is_not_processor_time(throughput):
+    stopwatch = throughput.Stopwatch()
+    stopwatch.training(functools.partial(time.sleep, 0.2))()
+    measured = stopwatch.read(8)
+    assert measured.seconds > 0.2 > 10 * measured.training_cpu_seconds
