@@ -30,8 +30,8 @@ RL_ZOO = Path(exp_manager.__file__).parent
 HYPERPARAMS: dict[str, dict[str, Any]] = yaml.safe_load(zoo.hyperparams_path().read_text())
 # Packages that listed environments need but which not everybody has
 PACKAGES = {"CarRacing": "cv2", "Bullet": "pybullet_envs_gymnasium", "MiniGrid": "minigrid", "popgym": "popgym"}
-# Fully observable, with a memory actor because its setting was measured there
-MEMORY_WITHOUT_NEED = ("LunarLander-v3",)
+# Fully observable, with a memory actor because that was found to be better there
+MEMORY_WITHOUT_NEED = ("LunarLander-v3", "MountainCarContinuous-v0")
 SHORT = ["--env", "CartPole-v1", "--seed", "1", "-n", "64"]
 SHORT += ["-params", "n_envs:2", "n_steps:16", "batch_size:16", "n_epochs:1"]
 
