@@ -186,6 +186,17 @@ def test_section_constructs(env_id):
     model.env.close()
 
 
+@pytest.mark.parametrize("folder", sorted((ROOT / "trained_agents" / "aac").iterdir()), ids=lambda folder: folder.name)
+def test_trained_agent_plays(monkeypatch, capsys, folder):
+    env_id = folder.name.rpartition("_")[0]
+    options = ["--algo", "aac", "--env", env_id, "-f", str(folder.parents[1]), "-n", "1000", "--no-render"]
+    call(monkeypatch, enjoy.enjoy, *options)
+    returns = re.findall(r"Episode Reward: ([-\d.]+)", capsys.readouterr().out)
+    good = {"CartPole-v1": 475, "MountainCarContinuous-v0": 90, "PendulumNoVel-v1": -400}
+    assert returns and min(map(float, returns)) > good[env_id]
+    assert (folder / "README.md").is_file()
+
+
 # --- tuning -----------------------------------------------------------------------------------------------------------
 
 
