@@ -198,7 +198,14 @@ def test_verdict_names_winner_margin_certainty_and_cost() -> None:
     assert sentences[0] == "good wins."
     assert "good 0.57" in sentences[1] and "poor" in sentences[1]
     assert "beats one of poor with probability 1.00 [1.00, 1.00]" in sentences[2]
-    assert "2 times that of poor" in sentences[3]
+    assert sentences[3] == "Cost: the median run of good 0.067 minutes at 25 steps/s, of poor 0.033 minutes at 50 steps/s."
+
+
+def test_verdict_says_that_none_is_good() -> None:
+    _, runs, _ = tables(make_results(), REFERENCES)
+    overall = summaries(runs)
+    overall["value"] *= 0.5
+    assert any("None comes near a good policy" in text for text in verdict(overall, improvements(runs), cost_table(runs)))
 
 
 def test_verdict_says_when_the_winner_is_hardly_better() -> None:

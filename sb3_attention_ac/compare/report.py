@@ -30,7 +30,8 @@ CAPTIONS = {
     "the same environment, with its 95 % bootstrap interval. If the interval is wholly above 0.5, the row is better.",
     "curves_all": "Interquartile mean over all environments and seeds against steps of training, with 95 % bootstrap "
     "intervals.",
-    "curves_seconds": "Learning curves against seconds of training, evaluations excluded; each ends with the quickest seed.",
+    "curves_seconds": "Learning curves against seconds of training, evaluations excluded; each ends with the quickest seed, "
+    "so that slower ones are not finished there. Between evaluations, straight lines.",
 }
 
 
@@ -143,10 +144,15 @@ def _html(
         seeds=len({result.job.seed for result in results}),
         provenance=_provenance(results),
         hyperparams={
-            name: (yaml.safe_dump(result.job.hyperparams), yaml.safe_dump(result.arguments))
+            name: (yaml.safe_dump(result.job.hyperparams), yaml.safe_dump(_without_seed(result.arguments)))
             for name, result in hyperparams.items()
         },
     )
+
+
+def _without_seed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All seeds have the same arguments but for this one."""
+    return {name: value for name, value in arguments.items() if name != "seed"}
 
 
 def _provenance(results: Sequence[Result]) -> dict[str, list[str]]:

@@ -103,9 +103,10 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame) -> Table:
     header = ["algorithm", *(title for *_, title in wanted), "steps/s", "minutes per run", "parameters", "runs"]
     return Table(
         "Over all environments",
-        "On the common scale: 0 is a random policy, 1 a good one. IQM: mean of the middle half of all runs. Optimality gap: "
-        "how far runs stay below 1. Whole curve: mean height of the learning curve, so early learning counts. In brackets: "
-        "95 % bootstrap interval over seeds. Time is that of training alone, in the median run.",
+        "On the common scale: 0 is a random policy, 1 a good one. IQM: mean of the middle half of all runs. Median: over "
+        "environments, of the means over seeds. Optimality gap: how far runs stay below 1. Whole curve: mean height of the "
+        "learning curve, so early learning counts. In brackets: 95 % bootstrap interval over seeds. Bold: the best number, "
+        "which may be best by chance. Time is that of training alone, in the median run.",
         header,
         rows,
         _best(values, [1, 1, -1, 1]),

@@ -3,6 +3,7 @@
 import pandas as pd
 
 FEW_SEEDS = 5
+FAR_FROM_GOOD = 0.5  # on the common scale
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -47,7 +48,7 @@ def verdict(summaries: pd.DataFrame, improvements: pd.DataFrame, costs: pd.DataF
         margin = f", but not by much: the intervals of its score and of {_possessive(close)} overlap" if close else ""
         head = f"{best} wins{margin}."
     elif not sure:
-        head = f"No clear winner: {best} has the highest score, but these runs do not separate it from {_names(unsure)}."
+        head = f"No clear winner: these runs do not separate {_names([best, *unsure])}."
     else:
         head = (
             f"{best} has the highest score; it beats {_names(sure)}, but these runs do not separate it from {_names(unsure)}."
@@ -56,10 +57,13 @@ def verdict(summaries: pd.DataFrame, improvements: pd.DataFrame, costs: pd.DataF
         head,
         f"Final score: {best} {_number(row)}, " + ", ".join(f"{n} {_number(r)}" for n, r in list(ranking.iterrows())[1:]),
     ]
-    sentences[-1] += " (IQM over runs, 0 is a random policy, 1 a good one)."
+    seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']:.0f} seeds"
+    sentences[-1] += f" (IQM over runs with {seeds}; 0 is a random policy, 1 a good one)."
+    if row["value"] < FAR_FROM_GOOD:
+        sentences.append("None comes near a good policy: with more steps the order may be another one.")
     chances = [f"{other} with probability {_interval(pairs.loc[other], 'probability')}" for other in ranking.index[1:]]
     sentences.append(f"A run of {best} beats one of {', '.join(chances)} (one half is a coin toss).")
-    sentences.append(_cost(best, costs.loc[list(ranking.index)]))
+    sentences.append(_cost(costs.loc[list(ranking.index)]))
     return sentences + _caution(final)
 
 
@@ -80,12 +84,11 @@ def _number(row: pd.Series) -> str:
     return _interval(row, "value")
 
 
-def _cost(best: str, costs: pd.DataFrame) -> str:
-    names = [str(name) for name in costs.index]
-    minutes: dict[str, float] = dict(zip(names, costs["minutes"], strict=True))
-    speeds: dict[str, float] = dict(zip(names, costs["steps_per_second"], strict=True))
-    ratios = [f"{minutes[best] / other:.2g} times that of {name}" for name, other in minutes.items() if name != best]
-    return f"Cost: {best} trains at {speeds[best]:,.0f} steps/s; its training time is {', '.join(ratios)}."
+def _cost(costs: pd.DataFrame) -> str:
+    parts = [
+        f"{name} {row['minutes']:.2g} minutes at {row['steps_per_second']:,.0f} steps/s" for name, row in costs.iterrows()
+    ]
+    return f"Cost: the median run of {', of '.join(parts)}."
 
 
 def _caution(final: pd.DataFrame) -> list[str]:
