@@ -31,7 +31,7 @@ HYPERPARAMS: dict[str, dict[str, Any]] = yaml.safe_load(zoo.hyperparams_path().r
 # Packages that listed environments need but which not everybody has
 PACKAGES = {"CarRacing": "cv2", "Bullet": "pybullet_envs_gymnasium", "MiniGrid": "minigrid", "popgym": "popgym"}
 # Fully observable, with a memory actor because that was found to be better there
-MEMORY_WITHOUT_NEED = ("LunarLander-v3", "MountainCarContinuous-v0")
+MEMORY_WITHOUT_NEED = ("MountainCarContinuous-v0",)
 SHORT = ["--env", "CartPole-v1", "--seed", "1", "-n", "64"]
 SHORT += ["-params", "n_envs:2", "n_steps:16", "batch_size:16", "n_epochs:1"]
 
