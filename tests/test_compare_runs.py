@@ -260,7 +260,7 @@ def test_killed_comparison_resumes(tmp_path: Path, uninterrupted: Path) -> None:
 def test_killed_run_is_named_and_the_rest_goes_on(tmp_path: Path, uninterrupted: Path) -> None:
     with subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE) as process:
         wait_for(tmp_path, 1, process)
-        os.kill(a_run_of(process.pid), signal.SIGKILL)
+        os.kill(a_new_run_of(process.pid), signal.SIGKILL)
         assert process.stderr is not None
         message = process.stderr.read().decode()
     assert process.returncode == 1
@@ -272,21 +272,29 @@ def test_killed_run_is_named_and_the_rest_goes_on(tmp_path: Path, uninterrupted:
     pd.testing.assert_frame_equal(scores(tmp_path), scores(uninterrupted))
 
 
-def a_run_of(comparison: int) -> int:
+def a_new_run_of(comparison: int) -> int:
     """
     :param comparison: Process of a comparison
-    :return: Process of one of its runs: a child of one of its children
+    :return: Process of a run that has just started: another one may have written its result, and not yet ended
     """
+    known = runs_of(comparison)
     while True:
-        parents = {}
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-            except OSError:  # has just ended
-                continue
-        for process, parent in parents.items():
-            if parents.get(parent) == comparison:
-                return process
+        if new := runs_of(comparison) - known:
+            return new.pop()
+
+
+def runs_of(comparison: int) -> set[int]:
+    """
+    :param comparison: Process of a comparison
+    :return: Processes of its runs: the children of its children
+    """
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # has just ended
+            continue
+    return {process for process, parent in parents.items() if parents.get(parent) == comparison}
 
 
 @pytest.mark.slow
