@@ -44,6 +44,6 @@ class ValueGate(nn.Module):
         if not np.isfinite(scale) or scale == 0:
             return
         unexplained, added = ((x - x.mean()) / scale for x in (unexplained, added))
-        self.explained.lerp_(th.tensor(float((unexplained * added).mean())), RATE)
-        self.square.lerp_(th.tensor(float(np.square(added).mean())), RATE)
+        self.explained.lerp_(self.explained.new_tensor(float((unexplained * added).mean())), RATE)
+        self.square.lerp_(self.square.new_tensor(float(np.square(added).mean())), RATE)
         self.share.copy_(((self.explained - MARGIN) / self.square.clamp(min=1e-8)).clamp(0.0, 1.0))
