@@ -13,7 +13,7 @@ from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
 from sb3_attention_ac.compare.randomness import own_randomness
 from sb3_attention_ac.compare.report import write_report
 from sb3_attention_ac.compare.scores import Reference, load_references, references_for
-from sb3_attention_ac.compare.settings import Job, Protocol, differences
+from sb3_attention_ac.compare.settings import Job, Protocol, differences, with_own_steps
 from sb3_attention_ac.compare.statistics import (
     improvements,
     interval,
@@ -94,6 +94,16 @@ def test_differences_are_named_with_their_path() -> None:
         "hyperparams.gamma is 0.9 there, 'not set' asked",
         "protocol.steps is 5 there, 6 asked",
     ]
+
+
+def test_environment_with_own_steps() -> None:
+    assert with_own_steps("A-v0", PROTOCOL) == ("A-v0", PROTOCOL)
+    assert with_own_steps("A-v0=300", PROTOCOL) == ("A-v0", replace(PROTOCOL, steps=300))
+    for given in ("A-v0=", "A-v0=1e5", "A-v0=-3"):
+        with pytest.raises(CompareError, match="belongs a whole number of steps"):
+            with_own_steps(given, PROTOCOL)
+    with pytest.raises(CompareError, match="steps is 0"):
+        with_own_steps("A-v0=0", PROTOCOL)
 
 
 @pytest.mark.parametrize("name", ["steps", "evaluations", "episodes"])
@@ -274,6 +284,15 @@ def test_tables_are_tidy(tmp_path: Path) -> None:
     assert json.loads(evaluations[keys].head(1).to_json(orient="records")) == [
         {"algorithm": "good", "environment": "A", "seed": 0, "point": 0}
     ]
+
+
+def test_report_of_environments_with_own_steps(tmp_path: Path) -> None:
+    short = [make_result("good", "A", seed, (0.0, 1.0, 2.0)) for seed in range(2)]
+    longer = [make_result("good", "B", seed, (0.0, 1.0, 2.0)) for seed in range(2)]
+    longer = [replace(r, job=replace(r.job, protocol=replace(PROTOCOL, steps=300)), steps=300) for r in longer]
+    page = write_report([*short, *longer], (), REFERENCES, tmp_path, None).report.read_text()
+    assert "trained for 100 steps on A, 300 steps on B (or" in page
+    assert "Unequal" not in page
 
 
 def test_report_says_who_trained_longer_than_asked(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     what = parse.add_argument_group("what to compare")
     what.add_argument("--algos", nargs="+", default=[], metavar="ALGO", help="algorithms by their names in RL Zoo")
     what.add_argument("--variants", nargs="+", default=[], metavar="FILE", help="YAML files of variants, or 'ladder'")
-    what.add_argument("--envs", nargs="+", default=[], metavar="ENV", help="environments")
+    what.add_argument("--envs", nargs="+", default=[], metavar="ENV", help="environments; ENV=STEPS for own steps")
     what.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     what.add_argument("--hyperparams", default="zoo", help="'zoo' (default), 'sb3', or a folder with files <algo>.yml")
     what.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register environments")

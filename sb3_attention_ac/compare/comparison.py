@@ -63,7 +63,7 @@ def compare(
     Train algorithms on environments over seeds, and report. Runs found in ``out`` are not repeated.
 
     :param algos: Names of algorithms in RL Zoo
-    :param envs: Ids of environments
+    :param envs: Ids of environments, ``"id=steps"`` where one has its own number of training steps
     :param seeds: Number of seeds
     :param out: Folder for results and report
     :param protocol: Steps, evaluations and whatever else all runs share, None for the defaults
@@ -110,7 +110,7 @@ def _report(
 
 def _write_settings(jobs: Sequence[Job], out: Path, command: str) -> None:
     settings = {
-        "protocol": asdict(jobs[0].protocol),
+        "protocol": {**asdict(jobs[0].protocol), "steps": {job.env: job.protocol.steps for job in jobs}},
         "hyperparams": {f"{job.variant} on {job.env}": job.hyperparams for job in jobs},
         "seeds": len({job.seed for job in jobs}),
         "provenance": provenance(command),

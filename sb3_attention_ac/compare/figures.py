@@ -1,7 +1,7 @@
 """The pictures of a report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 import seaborn as sns
@@ -123,18 +123,20 @@ def improvement_matrix(improvements: pd.DataFrame) -> Figure:
     return figure
 
 
-def aggregate_curves(curves: pd.DataFrame, steps: int) -> Figure:
+def aggregate_curves(curves: pd.DataFrame, steps: Collection[int]) -> Figure:
     """
     :param curves: See :func:`~sb3_attention_ac.compare.statistics.aggregate_curves`
-    :param steps: Training steps asked for, those of the last point
-    :return: IQM over all environments against steps
+    :param steps: Training steps asked for, those of the last point; several where environments differ
+    :return: IQM over all environments against steps, or where these differ against the share of training that is done
     """
     colours = palette(list(curves["algorithm"].unique()))
     figure, (axis,) = _panels(1)
+    equal = len(set(steps)) == 1
+    last = next(iter(steps)) if equal else 100
     for algorithm, curve in curves.groupby("algorithm", sort=False):
-        curve = curve.assign(steps=curve["point"] / curves["point"].max() * steps)
+        curve = curve.assign(steps=curve["point"] / curves["point"].max() * last)
         _draw_curve(axis, curve, "steps", "value", str(algorithm), colours[str(algorithm)])
-    axis.set(xlabel="steps of training", ylabel="IQM on the common scale")
+    axis.set(xlabel="steps of training" if equal else "% of training", ylabel="IQM on the common scale")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     _legend_above(figure, colours)
     return figure

@@ -1,6 +1,6 @@
 """Which runs are needed, which are there already, and doing the rest."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
 from sb3_attention_ac.compare.experiment import read_hyperparams
 from sb3_attention_ac.compare.launcher import Outcome, launch, stop_idle
 from sb3_attention_ac.compare.names import check_environment, register_environments
-from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences
+from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences, with_own_steps
 from sb3_attention_ac.compare.storage import RESULT_FILE, Result, read_result, write_atomically
 
 
 def plan(variants: Sequence[Variant], envs: Sequence[str], seeds: int, protocol: Protocol, source: str) -> list[Job]:
     """
     :param variants: What to compare
-    :param envs: Ids of environments
+    :param envs: Ids of environments, ``"id=steps"`` where one has its own number of steps
     :param seeds: Number of seeds, 0 to ``seeds - 1`` are used
     :param protocol: What all runs share
     :param source: Where hyperparameters come from, see :func:`~sb3_attention_ac.compare.experiment.read_hyperparams`
@@ -30,21 +30,22 @@ def plan(variants: Sequence[Variant], envs: Sequence[str], seeds: int, protocol:
     if not envs:
         raise CompareError("There is nothing to compare on; name environments (--envs).")
     register_environments(protocol.gym_packages)
-    spaces = {env: check_environment(env) for env in envs}
+    protocols = dict(with_own_steps(env, protocol) for env in envs)
+    spaces = {env: check_environment(env) for env in protocols}
     hyperparams = {
-        (variant.name, env): read_hyperparams(variant, env, space, protocol.steps, source)
+        (variant.name, env): read_hyperparams(variant, env, space, protocols[env].steps, source)
         for env, space in spaces.items()
         for variant in variants
     }
     return [
-        Job(variant.name, variant.algo, env, seed, hyperparams[variant.name, env], protocol)
+        Job(variant.name, variant.algo, env, seed, hyperparams[variant.name, env], protocols[env])
         for seed in range(seeds)
         for env in spaces
         for variant in variants
     ]
 
 
-def read_finished(jobs: Iterable[Job], out: Path, rerun_corrupt: bool = False) -> dict[Path, Result]:
+def read_finished(jobs: Sequence[Job], out: Path, rerun_corrupt: bool = False) -> dict[Path, Result]:
     """
     :param jobs: Runs asked for
     :param out: Folder of the comparison
@@ -54,6 +55,7 @@ def read_finished(jobs: Iterable[Job], out: Path, rerun_corrupt: bool = False) -
     """
     asked = {job.folder: job.identity() for job in jobs}
     protocol = next(iter(asked.values()))["protocol"]
+    steps = {job.env: job.protocol.steps for job in jobs}
     finished, corrupt, others = {}, [], []
     for path in sorted(out.glob(f"runs/*/*/*/{RESULT_FILE}")):
         folder = path.parent.relative_to(out)
@@ -63,8 +65,9 @@ def read_finished(jobs: Iterable[Job], out: Path, rerun_corrupt: bool = False) -
             corrupt += [str(error)] if folder in asked else []
             continue
         there = result.job.identity()
-        # Runs which are not asked for may stay beside, as long as they went by the same protocol
-        others += differences(there, asked.get(folder, {**there, "protocol": protocol}))
+        # Runs which are not asked for may stay beside, as long as they went by the same protocol, with the environment's steps
+        same = {**there, "protocol": {**protocol, "steps": steps.get(there["env"], there["protocol"]["steps"])}}
+        others += differences(there, asked.get(folder, same))
         if folder in asked:
             finished[folder] = result
     if others:

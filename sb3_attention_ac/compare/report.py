@@ -47,6 +47,7 @@ def write_report(
     :return: Tables and the path of the report
     """
     evaluations, runs, references = tables(results, known)
+    asked = {result.job.env: result.job.protocol.steps for result in results}
     overall, pairs = summaries(runs), improvements(runs)
     for name, table in {"evaluations": evaluations, "runs": runs, "summaries": overall, "improvement": pairs}.items():
         write_atomically(out / f"{name}.csv", table.to_csv(index=False))
@@ -59,12 +60,12 @@ def write_report(
     ]
     texts += [] if seconds is None else [equal_seconds_table(evaluations, seconds)]
     texts.append(reference_table(references))
-    sentences = verdict(overall, pairs, cost_table(runs)) + _gaps(runs) + _excess(runs, results[0].job.protocol.steps)
-    drawn = _draw(evaluations, overall, pairs, results[0].job.protocol.steps)
+    sentences = verdict(overall, pairs, cost_table(runs)) + _gaps(runs) + _excess(runs, asked)
+    drawn = _draw(evaluations, overall, pairs, asked)
     pictures = {name: _save(figure, out / "figures" / name) for name, figure in drawn.items()}
     write_atomically(out / "table.md", _markdown(sentences, failures, texts))
     report = out / "report.html"
-    write_atomically(report, _html(results, failures, sentences, texts, pictures))
+    write_atomically(report, _html(results, asked, failures, sentences, texts, pictures))
     return Comparison(runs, evaluations, overall, pairs, failures, report)
 
 
@@ -82,28 +83,31 @@ def _gaps(runs: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _excess(runs: pd.DataFrame, asked: int) -> list[str]:
+def _excess(runs: pd.DataFrame, asked: Mapping[str, int]) -> list[str]:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
-    :param asked: Training steps asked for
+    :param asked: Training steps asked for on each environment
     :return: Where whole rollouts made training notably longer
     """
-    longer = runs[runs["steps"] > 1.05 * asked].drop_duplicates(["algorithm", "environment"])
+    steps_asked = runs["environment"].map(asked)
+    longer = runs.assign(asked=steps_asked)[runs["steps"] > 1.05 * steps_asked].drop_duplicates(["algorithm", "environment"])
     return [
-        f"Unequal: {row.algorithm} trained for {row.steps:,} steps on {row.environment}, {asked:,} were asked for; it "
+        f"Unequal: {row.algorithm} trained for {row.steps:,} steps on {row.environment}, {row.asked:,} were asked for; it "
         "collects whole rollouts. Take more steps, or smaller rollouts."
         for row in longer.itertuples()
     ]
 
 
-def _draw(evaluations: pd.DataFrame, overall: pd.DataFrame, pairs: pd.DataFrame, steps: int) -> dict[str, Figure]:
+def _draw(
+    evaluations: pd.DataFrame, overall: pd.DataFrame, pairs: pd.DataFrame, asked: Mapping[str, int]
+) -> dict[str, Figure]:
     drawn = {"curves_steps": figures.learning_curves(mean_curves(evaluations, "steps"), "steps")}
     if len(overall):
         drawn["intervals"] = figures.summary_intervals(overall)
     if len(pairs):
         drawn["improvement"] = figures.improvement_matrix(pairs)
     if evaluations["environment"].nunique() > 1 and len(overall):
-        drawn["curves_all"] = figures.aggregate_curves(aggregate_curves(evaluations), steps)
+        drawn["curves_all"] = figures.aggregate_curves(aggregate_curves(evaluations), set(asked.values()))
     drawn["curves_seconds"] = figures.learning_curves(mean_curves(on_common_seconds(evaluations), "seconds"), "seconds")
     return drawn
 
@@ -128,6 +132,7 @@ def _markdown(sentences: Sequence[str], failures: Sequence[str], texts: Sequence
 
 def _html(
     results: Sequence[Result],
+    asked: Mapping[str, int],
     failures: Sequence[str],
     sentences: Sequence[str],
     texts: Sequence[Table],
@@ -141,6 +146,7 @@ def _html(
         tables=texts,
         pictures=[(CAPTIONS[name], picture) for name, picture in pictures.items()],
         protocol=results[0].job.protocol,
+        budgets={steps: [env for env in asked if asked[env] == steps] for steps in asked.values()},
         seeds=len({result.job.seed for result in results}),
         provenance=_provenance(results),
         hyperparams={

@@ -1,7 +1,7 @@
 """What is run: the protocol all runs share, the variants of algorithms, and the single runs (jobs)."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,19 @@ class Protocol:
         for name in ("steps", "evaluations", "episodes"):
             if getattr(self, name) < 1:
                 raise CompareError(f"{name} is {getattr(self, name)}, it must be at least 1.")
+
+
+def with_own_steps(env: str, protocol: Protocol) -> tuple[str, Protocol]:
+    """
+    :param env: Id of an environment, or ``"id=steps"`` for one with its own number of training steps
+    :param protocol: What is given for all of them
+    :return: The id, and the protocol for it
+    :raises CompareError: If what follows the equals sign is not a positive whole number
+    """
+    name, equals, steps = env.partition("=")
+    if equals and not steps.isdecimal():
+        raise CompareError(f"{env!r} was given; after the equals sign belongs a whole number of steps, as in '{name}=100000'.")
+    return name, replace(protocol, steps=int(steps)) if equals else protocol
 
 
 @dataclass(frozen=True)
