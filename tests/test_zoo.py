@@ -186,6 +186,23 @@ def test_section_constructs(env_id):
     model.env.close()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:n_steps")
+@pytest.mark.parametrize("env_id", [env_id for env_id in HYPERPARAMS if env_id not in ("default", "atari")])
+def test_section_trains(env_id):
+    """Two rollouts and updates, as the entry says but for their sizes."""
+    import_environments(env_id)
+    short = {"n_envs": 2, "n_steps": 32, "batch_size": 32, "n_epochs": 1, "n_timesteps": 128}
+    experiment = manager(
+        "aac", env_id, "logs", verbose=0, eval_freq=-1, log_interval=-1, device="cpu", seed=1, hyperparams=short
+    )
+    model, _ = experiment.setup_experiment()
+    before = {name: value.clone() for name, value in model.policy.named_parameters()}
+    experiment.learn(model)
+    assert model.num_timesteps == 128
+    assert any((before[name] != value).any() for name, value in model.policy.named_parameters())
+
+
 @pytest.mark.parametrize("folder", sorted((ROOT / "trained_agents" / "aac").iterdir()), ids=lambda folder: folder.name)
 def test_trained_agent_plays(monkeypatch, capsys, folder):
     env_id = folder.name.rpartition("_")[0]
