@@ -35,10 +35,10 @@ import numpy as np
 
 ALGORITHMS = ("aac", "ppo", "a2c", "random", "aac-memory", "ppo_lstm")
 SWEEPS: dict[str, list[int]] = {
-    "context_length": [8, 16, 32, 64, 128],
+    "context_length": [16, 32, 64, 128, 256, 512, 1024],
     "d_model": [16, 32, 64, 128, 256],
     "n_layers": [1, 2, 4, 8],
-    "n_envs": [1, 2, 4, 8, 16],
+    "n_envs": [1, 4, 16, 64],
     "n_steps": [64, 128, 256, 512, 1024],
 }
 NETWORK_SWEEPS = ("context_length", "d_model", "n_layers")
@@ -360,7 +360,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="Minibatch size")
     parser.add_argument("--n-epochs", type=int, default=10, help="Number of epochs")
     parser.add_argument("--sweep", choices=list(SWEEPS), help="Change this setting instead; costs are those of --algos")
-    parser.add_argument("--sizes", nargs="+", type=int, help="Values of the setting (default: five or so powers of two)")
+    parser.add_argument("--sizes", nargs="+", type=int, help="Values of the setting (default: some powers of two)")
     parser.add_argument("--out", type=Path, help="Also write a Markdown file")
     return parser.parse_args(arguments)
 
