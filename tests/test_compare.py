@@ -10,10 +10,11 @@ import pytest
 from rliable import metrics
 
 from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
+from sb3_attention_ac.compare.jobs import plan
 from sb3_attention_ac.compare.randomness import own_randomness
 from sb3_attention_ac.compare.report import write_report
 from sb3_attention_ac.compare.scores import Reference, load_references, references_for
-from sb3_attention_ac.compare.settings import Job, Protocol, differences, with_own_steps
+from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences, with_own_steps
 from sb3_attention_ac.compare.statistics import (
     improvements,
     interval,
@@ -104,6 +105,8 @@ def test_environment_with_own_steps() -> None:
             with_own_steps(given, PROTOCOL)
     with pytest.raises(CompareError, match="steps is 0"):
         with_own_steps("A-v0=0", PROTOCOL)
+    with pytest.raises(CompareError, match="CartPole-v1 was given with 200 and with 300 steps"):
+        plan([Variant("ppo", "ppo")], ["CartPole-v1=200", "CartPole-v1=300"], 1, PROTOCOL, "sb3")
 
 
 @pytest.mark.parametrize("name", ["steps", "evaluations", "episodes"])

@@ -1,7 +1,8 @@
 """The pictures of a report."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import pandas as pd
 import seaborn as sns
@@ -123,15 +124,15 @@ def improvement_matrix(improvements: pd.DataFrame) -> Figure:
     return figure
 
 
-def aggregate_curves(curves: pd.DataFrame, steps: Collection[int]) -> Figure:
+def aggregate_curves(curves: pd.DataFrame, steps: AbstractSet[int]) -> Figure:
     """
     :param curves: See :func:`~sb3_attention_ac.compare.statistics.aggregate_curves`
-    :param steps: Training steps asked for, those of the last point; several where environments differ
+    :param steps: The different numbers of training steps asked for, those of the last point
     :return: IQM over all environments against steps, or where these differ against the share of training that is done
     """
     colours = palette(list(curves["algorithm"].unique()))
     figure, (axis,) = _panels(1)
-    equal = len(set(steps)) == 1
+    equal = len(steps) == 1
     last = next(iter(steps)) if equal else 100
     for algorithm, curve in curves.groupby("algorithm", sort=False):
         curve = curve.assign(steps=curve["point"] / curves["point"].max() * last)

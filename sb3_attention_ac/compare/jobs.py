@@ -23,14 +23,17 @@ def plan(variants: Sequence[Variant], envs: Sequence[str], seeds: int, protocol:
     :param protocol: What all runs share
     :param source: Where hyperparameters come from, see :func:`~sb3_attention_ac.compare.experiment.read_hyperparams`
     :return: All runs; first the first seed of everything, so that an unfinished comparison has a bit of everything
-    :raises CompareError: If an environment is not known or a number is not positive
+    :raises CompareError: If an environment is not known or given with two numbers of steps, or a number is not positive
     """
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}, it must be at least 1.")
     if not envs:
         raise CompareError("There is nothing to compare on; name environments (--envs).")
     register_environments(protocol.gym_packages)
-    protocols = dict(with_own_steps(env, protocol) for env in envs)
+    protocols: dict[str, Protocol] = {}
+    for env, own in (with_own_steps(env, protocol) for env in envs):
+        if protocols.setdefault(env, own) != own:
+            raise CompareError(f"{env} was given with {protocols[env].steps} and with {own.steps} steps; give it once.")
     spaces = {env: check_environment(env) for env in protocols}
     hyperparams = {
         (variant.name, env): read_hyperparams(variant, env, space, protocols[env].steps, source)
