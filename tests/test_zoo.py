@@ -188,6 +188,7 @@ def test_section_constructs(env_id):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_steps")
+@pytest.mark.filterwarnings("ignore:.*infos returned by:UserWarning")  # some of POPGym's environments
 @pytest.mark.parametrize("env_id", [env_id for env_id in HYPERPARAMS if env_id not in ("default", "atari")])
 def test_section_trains(env_id):
     """Two rollouts and updates, as the entry says but for their sizes."""
