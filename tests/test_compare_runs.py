@@ -94,12 +94,13 @@ def test_hyperparams_of_another_version() -> None:
     assert job.env == "Hopper-v5" and job.hyperparams["learning_rate"] == 9.80828e-05
 
 
-def test_hyperparams_of_sb3_and_of_a_folder(tmp_path: Path) -> None:
+def test_hyperparams_of_sb3_of_a_folder_and_of_a_file(tmp_path: Path) -> None:
     assert one_job(source="sb3").hyperparams == {"policy": "MlpPolicy", "n_timesteps": 256}
     assert one_job("ppo_lstm", source="sb3").hyperparams["policy"] == "MlpLstmPolicy"
     (tmp_path / "ppo.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 5, gamma: 0.5}")
     assert one_job(source=str(tmp_path)).hyperparams == {"policy": "MlpPolicy", "n_timesteps": 256, "gamma": 0.5}
     assert "gamma" in one_job("a2c", "Pendulum-v1", source=str(tmp_path)).hyperparams
+    assert one_job("a2c", source=str(tmp_path / "ppo.yml")).hyperparams["gamma"] == 0.5
 
 
 def test_changes_are_merged_into_python_source() -> None:

@@ -30,7 +30,8 @@ def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, 
     :param env: Id of a registered environment
     :param space: Its observation space
     :param steps: Training steps, they replace those of the file
-    :param source: ``"zoo"``, ``"sb3"`` or a folder with files ``<algo>.yml`` (RL Zoo's file for algorithms it lacks)
+    :param source: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml`` (RL Zoo's file for algorithms it lacks), or one
+        file for whatever algorithm
     :return: Hyperparameters in the format of RL Zoo, the changes of the variant applied
     :raises CompareError: If ``source`` is none of these, or the file has no entry for the environment
     """
@@ -49,9 +50,9 @@ def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, 
 
 
 def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
-    if source != "zoo" and not Path(source).is_dir():
-        raise CompareError(f"--hyperparams is {source!r}; give 'zoo', 'sb3' or a folder with files <algo>.yml.")
-    file = Path(source, f"{algo}.yml")
+    if source != "zoo" and not Path(source).exists():
+        raise CompareError(f"--hyperparams is {source!r}; give 'zoo', 'sb3', a folder with files <algo>.yml, or one file.")
+    file = Path(source) if Path(source).is_file() else Path(source, f"{algo}.yml")
     config = str(file) if source != "zoo" and file.is_file() else None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read

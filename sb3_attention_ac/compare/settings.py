@@ -59,7 +59,7 @@ class Variant:
     :param algo: Name of the algorithm in RL Zoo, e.g. ``"ppo"``
     :param changes: Hyperparameters in the format of RL Zoo that replace those of ``source``;
         mappings (``policy_kwargs``) are merged
-    :param source: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml``, or None for the source of the comparison
+    :param source: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml``, a file, or None for the source of the comparison
     """
 
     name: str
