@@ -50,10 +50,13 @@ def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, 
 
 
 def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
-    if source != "zoo" and not Path(source).exists():
-        raise CompareError(f"--hyperparams is {source!r}; give 'zoo', 'sb3', a folder with files <algo>.yml, or one file.")
-    file = Path(source) if Path(source).is_file() else Path(source, f"{algo}.yml")
-    config = str(file) if source != "zoo" and file.is_file() else None
+    config = None  # RL Zoo's own file
+    if source != "zoo":
+        given = Path(source)
+        if not given.exists():
+            raise CompareError(f"--hyperparams is {source!r}; give 'zoo', 'sb3', a folder with files <algo>.yml, or one file.")
+        file = given if given.is_file() else given / f"{algo}.yml"
+        config = str(file) if file.is_file() else None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read
             manager = ExperimentManager(Namespace(), algo, env, log_folder="", config=config)
