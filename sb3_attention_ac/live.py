@@ -58,7 +58,7 @@ class LivePrediction(nn.Module):
         :param features: Features of s_t, normalized, [N, n, F]
         :return: Normalized predictions; the features' is a change of those of s_t
         """
-        # A product, as what an action brings often depends on whether it fits the past: docs/results.md
+        # A product, as what an action brings often depends on whether it fits the past: docs/research.md
         hidden = th.tanh(self.hidden(th.cat([latents, actions], dim=-1))) * self.gate(actions)
         return NextStep(self.reward(hidden).squeeze(-1), features + self.change(hidden))
 

@@ -190,7 +190,7 @@ class TrajectoryPolicy(ActorPolicy):
     def action_event_dim(self) -> int:
         """
         Width of an encoded previous action; 0 with gSDE, whose noise is held over steps: who has seen the last action knows
-        the noise of the next one. A value that knows it leaves no advantage to learn from (measured: docs/results.md).
+        the noise of the next one. A value that knows it leaves no advantage to learn from (measured: docs/research.md).
         """
         return 0 if self.use_sde else action_encoding_dim(self.action_space)
 

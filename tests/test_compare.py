@@ -109,6 +109,11 @@ def test_environment_with_own_steps() -> None:
         plan([Variant("ppo", "ppo")], ["CartPole-v1=200", "CartPole-v1=300"], 1, PROTOCOL, "sb3")
 
 
+def test_seeds_follow_the_first() -> None:
+    jobs = plan([Variant("ppo", "ppo")], ["CartPole-v1"], 3, PROTOCOL, "sb3", first_seed=100)
+    assert [job.seed for job in jobs] == [100, 101, 102]
+
+
 @pytest.mark.parametrize("name", ["steps", "evaluations", "episodes"])
 def test_protocol_refuses_numbers_below_one(name: str) -> None:
     with pytest.raises(CompareError, match=f"{name} is 0, it must be at least 1"):

@@ -68,6 +68,7 @@ def test_environment_of_a_missing_package(capsys: pytest.CaptureFixture[str], tm
         (["--envs", "CartPole-v1"], "There is nothing to compare; name algorithms"),
         (["--algos", "ppo"], "There is nothing to compare on; name environments"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--seeds", "0"], "seeds is 0"),
+        (["--algos", "ppo", "--envs", "CartPole-v1", "--first-seed", "9998"], "with 5 seeds it must be from 0 to 9995"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--steps", "-5"], "steps is -5"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--hyperparams", "zooo"], "--hyperparams is 'zooo'; give 'zoo'"),
         (["--variants", "lader", "--envs", "CartPole-v1"], "variant file 'lader'; the closest known names are: ladder"),

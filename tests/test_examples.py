@@ -49,6 +49,13 @@ def test_compare_ppo_a2c(run, capsys):
 
 
 @pytest.mark.slow
+def test_bandit(run, capsys):
+    run("bandit.py", "--steps", "1280", "--episodes", "10")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == ["without PreviousActionReward", "with PreviousActionReward"]
+
+
+@pytest.mark.slow
 def test_inspect_attention_with_memory(run, tmp_path):
     run("inspect_attention.py", "--steps", "1024", "--length", "12", "--out", "memory.png")
     assert (tmp_path / "memory.png").is_file()

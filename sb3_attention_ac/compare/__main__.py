@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--variants", nargs="+", default=[], metavar="FILE", help="YAML files of variants, or 'ladder'")
     what.add_argument("--envs", nargs="+", default=[], metavar="ENV", help="environments; ENV=STEPS for own steps")
     what.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
+    what.add_argument("--first-seed", type=int, default=0, help="first of the seeds (default: %(default)s)")
     what.add_argument("--hyperparams", default="zoo", help="'zoo' (default), 'sb3', a folder with files <algo>.yml, or a file")
     what.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register environments")
     how = parse.add_argument_group("protocol")
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             protocol=protocol,
             variants=given.variants,
             hyperparams=given.hyperparams,
+            first_seed=given.first_seed,
             n_jobs=given.n_jobs,
             backend=given.backend,
             address=given.address,

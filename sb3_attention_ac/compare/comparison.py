@@ -52,6 +52,7 @@ def compare(
     protocol: Protocol | None = None,
     variants: Sequence[str] = (),
     hyperparams: str = "zoo",
+    first_seed: int = 0,
     n_jobs: int | None = None,
     backend: str = "local",
     address: str | None = None,
@@ -69,6 +70,7 @@ def compare(
     :param protocol: Steps, evaluations and whatever else all runs share, None for the defaults
     :param variants: Names of shipped files of variants (``"ladder"``) or paths of YAML files
     :param hyperparams: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml``, or a file, in the format of RL Zoo
+    :param first_seed: The first of the seeds: what is chosen by its results wants other seeds than those it is reported with
     :param n_jobs: Runs at the same time, -1 for one per processor, None for one per physical core (Ray: per processor)
     :param backend: ``"local"`` or ``"ray"``
     :param address: Address of the Ray cluster, None for RAY_ADDRESS or a cluster on this machine
@@ -80,7 +82,7 @@ def compare(
     """
     protocol = protocol or Protocol()
     known = load_references(None if references is None else Path(references))
-    jobs = plan(collect_variants(algos, variants), envs, seeds, protocol, hyperparams)
+    jobs = plan(collect_variants(algos, variants), envs, seeds, protocol, hyperparams, first_seed)
     out = Path(out).resolve()
     finished = read_finished(jobs, out, rerun_corrupt)
     pending = [job for job in jobs if job.folder not in finished]

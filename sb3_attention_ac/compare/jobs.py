@@ -15,18 +15,26 @@ from sb3_attention_ac.compare.settings import Job, Protocol, Variant, difference
 from sb3_attention_ac.compare.storage import RESULT_FILE, Result, read_result, write_atomically
 
 
-def plan(variants: Sequence[Variant], envs: Sequence[str], seeds: int, protocol: Protocol, source: str) -> list[Job]:
+def plan(
+    variants: Sequence[Variant], envs: Sequence[str], seeds: int, protocol: Protocol, source: str, first_seed: int = 0
+) -> list[Job]:
     """
     :param variants: What to compare
     :param envs: Ids of environments, ``"id=steps"`` where one has its own number of steps
-    :param seeds: Number of seeds, 0 to ``seeds - 1`` are used
+    :param seeds: Number of seeds
     :param protocol: What all runs share
     :param source: Where hyperparameters come from, see :func:`~sb3_attention_ac.compare.experiment.read_hyperparams`
+    :param first_seed: The first of the seeds, the others follow it
     :return: All runs; first the first seed of everything, so that an unfinished comparison has a bit of everything
-    :raises CompareError: If an environment is not known or given with two numbers of steps, or a number is not positive
+    :raises CompareError: If an environment is not known or given with two numbers of steps, or a number is not in its range
     """
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}, it must be at least 1.")
+    if not 0 <= first_seed <= protocol.evaluation_seed - seeds:
+        raise CompareError(
+            f"first_seed is {first_seed}; with {seeds} seeds it must be from 0 to {protocol.evaluation_seed - seeds}, as "
+            f"evaluations start from the seeds after {protocol.evaluation_seed - 1}."
+        )
     if not envs:
         raise CompareError("There is nothing to compare on; name environments (--envs).")
     register_environments(protocol.gym_packages)
@@ -42,7 +50,7 @@ def plan(variants: Sequence[Variant], envs: Sequence[str], seeds: int, protocol:
     }
     return [
         Job(variant.name, variant.algo, env, seed, hyperparams[variant.name, env], protocols[env])
-        for seed in range(seeds)
+        for seed in range(first_seed, first_seed + seeds)
         for env in spaces
         for variant in variants
     ]
