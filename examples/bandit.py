@@ -41,21 +41,20 @@ class Bandit(gym.Env[np.ndarray, np.int64]):
 def main() -> None:
     """Train with and without the wrapper, and evaluate on new bandits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200_000, help="Number of steps, over all environments")
+    parser.add_argument("--steps", type=int, default=400_000, help="Number of steps, over all environments")
     parser.add_argument("--episodes", type=int, default=500, help="Number of episodes of the evaluation")
     parser.add_argument("--seed", type=int, default=0, help="Seed")
     args = parser.parse_args()
 
     print(f"a random arm: {N_PULLS / 2:.1f}, always the best arm: {N_PULLS * N_ARMS / (N_ARMS + 1):.1f}")
     for wrapper, policy in ((None, "MlpPolicy"), (PreviousActionReward, "MultiInputPolicy")):
-        env = make_vec_env(Bandit, n_envs=16, seed=args.seed, wrapper_class=wrapper)
+        env = make_vec_env(Bandit, n_envs=64, seed=args.seed, wrapper_class=wrapper)
         model = AAC(
             policy,
             env,
             learning_rate=lambda progress_remaining: 1e-3 * progress_remaining,
             n_steps=N_PULLS,
-            batch_size=8 * N_PULLS,
-            n_epochs=5,
+            batch_size=16 * N_PULLS,
             policy_kwargs={"memory_actor": True, "context_length": N_PULLS},
             seed=args.seed,
             device="cpu",

@@ -50,7 +50,7 @@ def test_compare_ppo_a2c(run, capsys):
 
 @pytest.mark.slow
 def test_bandit(run, capsys):
-    run("bandit.py", "--steps", "1280", "--episodes", "10")
+    run("bandit.py", "--steps", "2560", "--episodes", "10")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == ["without PreviousActionReward", "with PreviousActionReward"]
 
