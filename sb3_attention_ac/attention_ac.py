@@ -29,6 +29,9 @@ from sb3_attention_ac.policies import (
 )
 from sb3_attention_ac.updating import TrajectoryUpdate
 
+BATCH_SIZE = 64  # PPO's
+MEMORY_BATCH_SIZE = 256  # measured: docs/research.md
+
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
 
 
@@ -46,7 +49,8 @@ class AttentionActorCritic(TrajectoryUpdate):
         MLP actor, the critic's is larger by the square root of two, for minibatches twice as large.
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
-    :param batch_size: Minibatch size in transitions; a memory actor's minibatches are rounded to whole chunks of windows
+    :param batch_size: Minibatch size in transitions; None for PPO's 64, with a memory actor 256 (at most the rollout), and its
+        minibatches are rounded to whole chunks of windows: neighbouring steps say much the same thing
     :param n_epochs: Number of epochs when optimizing the losses
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
@@ -94,7 +98,7 @@ class AttentionActorCritic(TrajectoryUpdate):
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-4,
         n_steps: int = 2048,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -147,6 +151,10 @@ class AttentionActorCritic(TrajectoryUpdate):
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
+        if batch_size is None:
+            batch_size = BATCH_SIZE
+            if self.policy_kwargs.get("memory_actor"):
+                batch_size = min(MEMORY_BATCH_SIZE, n_steps * (1 if self.env is None else self.n_envs))
         self.batch_size = batch_size
         self.n_epochs = n_epochs
         self.clip_range = clip_range

@@ -87,6 +87,12 @@ def check_runs(model, tmp_path):
     np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
 
 
+@pytest.mark.parametrize(("memory_actor", "n_steps", "expected"), [(False, 256, 64), (True, 256, 256), (True, 64, 128)])
+def test_default_minibatch(memory_actor, n_steps, expected):
+    model = AAC("MlpPolicy", random_env(n_envs=2), n_steps=n_steps, policy_kwargs={"memory_actor": memory_actor}, device="cpu")
+    assert model.batch_size == expected
+
+
 @pytest.mark.parametrize("memory_actor", [False, True])
 @pytest.mark.parametrize("observations", OBSERVATION_SPACES)
 def test_observation_spaces(tmp_path, observations, memory_actor):
