@@ -67,6 +67,6 @@ def test_predicts_episodes_it_has_not_learned_from():
     )
     expected = predict_next(model.policy, before, actions)
     rewards, observations = windows.previous_rewards[:, 1:], windows.observations[:, 1:]
-    assert (expected.rewards - rewards).square().mean() < 0.5 * rewards.var()
+    assert (expected.rewards - rewards).square().mean() < 0.1 * rewards.var()
     copied = (windows.observations[:, :-1] - observations).square().mean()
     assert (expected.features - observations).square().mean() < 0.9 * copied  # as for the masked prediction
