@@ -5,11 +5,15 @@ Steps per second and peak memory of AttentionActorCritic, of SB3's algorithms, a
     python benchmarks/throughput.py --envs HalfCheetah-v5 --n-envs 8
     python benchmarks/throughput.py --algos aac-memory ppo_lstm --envs CartPole-v1 --n-envs 8
     python benchmarks/throughput.py --sweep context_length --envs CartPole-v1 --n-envs 8
+    python benchmarks/throughput.py --envs CarRacing-v3 --n-envs 8 --device cuda --network d_model=256 --bf16 --compile
 
 Every algorithm runs in a process of its own, one process at a time, and the repetitions are interleaved (A B C A B C ...), so
 that a machine which gets slower or faster does so for all of them. All algorithms have the same n_steps, batch size, epochs
 and width; A2C, which has neither minibatches nor epochs, has the n_steps of its own defaults. "random" steps the environments
 with random actions; its process has loaded the same libraries, so its peak memory is what the others start from.
+
+Where observations are images the policies are convolutional. ``--bf16`` and ``--compile`` are for all algorithms: updates
+under ``torch.autocast`` with bfloat16, and networks compiled by ``torch.compile`` (in the rollout that does not count).
 
 "steps/s" and its range are whole repetitions by the clock. The "CPU" columns count the process's own processor time instead
 (of all its threads), which goes on when other processes or the host of a virtual machine take the processor away: with one
@@ -22,16 +26,16 @@ import functools
 import itertools
 import os
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from throughput_tables import Measurement, Result, Setup, comparison_table, summarize, sweep_table
 
 ALGORITHMS = ("aac", "ppo", "a2c", "random", "aac-memory", "ppo_lstm")
 SWEEPS: dict[str, list[int]] = {
@@ -44,81 +48,15 @@ SWEEPS: dict[str, list[int]] = {
 NETWORK_SWEEPS = ("context_length", "d_model", "n_layers")
 
 
-class Setup(NamedTuple):
-    """
-    What to measure.
-
-    :param algo: One of ``ALGORITHMS``
-    :param env: Environment ID
-    :param n_envs: Number of environments
-    :param n_steps: Steps of each environment in a rollout
-    :param batch_size: Minibatch size
-    :param n_epochs: Number of epochs
-    :param device: PyTorch device
-    :param threads: Number of PyTorch threads
-    :param network: Network arguments of AttentionActorCritic, name and value
-    """
-
-    algo: str
-    env: str
-    n_envs: int
-    n_steps: int
-    batch_size: int
-    n_epochs: int
-    device: str
-    threads: int
-    network: tuple[tuple[str, int], ...] = ()
-
-
-class Measurement(NamedTuple):
-    """
-    One repetition.
-
-    :param steps: Number of steps, over all environments
-    :param seconds: Time they took by the clock
-    :param cpu_seconds: Processor time they took
-    :param training_cpu_seconds: Processor time of the updates among it
-    :param peak_mib: The most memory the process has used so far
-    """
-
-    steps: int
-    seconds: float
-    cpu_seconds: float
-    training_cpu_seconds: float
-    peak_mib: float
-
-
-class Result(NamedTuple):
-    """
-    Medians of all repetitions.
-
-    :param setup: What was measured
-    :param whole: Steps per second by the clock
-    :param spread: Lowest and highest of the repetitions
-    :param cpu: Steps per second of processor time
-    :param collecting: Steps per second of processor time, collecting alone
-    :param training: Steps per second of processor time, the updates alone; infinite if there are none
-    :param peak_mib: The most memory the process has used
-    """
-
-    setup: Setup
-    whole: float
-    spread: tuple[float, float]
-    cpu: float
-    collecting: float
-    training: float
-    peak_mib: float
-
-
 # --- in the process of one algorithm ------------------------------------------------------------------------------------
 
 
-@functools.cache
 def _make_model(setup: Setup) -> Any:
     import torch as th
     from sb3_contrib import RecurrentPPO
     from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.preprocessing import is_image_space
 
     from sb3_attention_ac import AAC
 
@@ -126,17 +64,40 @@ def _make_model(setup: Setup) -> Any:
     env = make_vec_env(setup.env, n_envs=setup.n_envs, seed=0)
     if setup.algo == "random":
         return env
+    kind = "Cnn" if is_image_space(env.observation_space) else "Mlp"
     common = {"seed": 0, "device": setup.device}
     if setup.algo == "a2c":
-        return A2C("MlpPolicy", env, **common)  # type: ignore[arg-type]
+        return A2C(f"{kind}Policy", env, **common)  # type: ignore[arg-type]
     common |= {"n_steps": setup.n_steps, "batch_size": setup.batch_size, "n_epochs": setup.n_epochs}
     if setup.algo == "ppo":
-        return PPO("MlpPolicy", env, **common)  # type: ignore[arg-type]
+        return PPO(f"{kind}Policy", env, **common)  # type: ignore[arg-type]
+    network: dict[str, Any] = dict(setup.network)
     if setup.algo == "ppo_lstm":
-        width = {"lstm_hidden_size": dict(setup.network).get("d_model", 64)}
-        return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=width, **common)  # type: ignore[arg-type]
-    network = {**dict(setup.network), "memory_actor": setup.algo == "aac-memory"}
-    return AAC("MlpPolicy", env, policy_kwargs=network, **common)  # type: ignore[arg-type]
+        width = {"lstm_hidden_size": network.get("d_model", 64)}
+        return RecurrentPPO(f"{kind}LstmPolicy", env, policy_kwargs=width, **common)  # type: ignore[arg-type]
+    network["memory_actor"] = setup.algo == "aac-memory"
+    return AAC(f"{kind}Policy", env, policy_kwargs=network, **common)  # type: ignore[arg-type]
+
+
+def _compile(policy: Any) -> None:
+    """The parts of a policy that are called as a whole"""
+    mlps = policy.mlp_extractor
+    trunks = (getattr(policy, name, None) for name in ("actor_trunk", "critic_trunk"))
+    for module in (policy.features_extractor, mlps.policy_net, mlps.value_net, *trunks):
+        if module is not None:
+            module.compile()
+
+
+@functools.cache
+def _make_ready(setup: Setup) -> Any:
+    import torch as th
+
+    model = _make_model(setup)
+    if setup.algo != "random" and setup.compiled:
+        _compile(model.policy)
+    if setup.algo != "random" and setup.bf16:
+        model.train = th.autocast(setup.device, dtype=th.bfloat16)(model.train)
+    return model
 
 
 class Stopwatch:
@@ -170,8 +131,10 @@ class Stopwatch:
 
 def _train(model: Any, steps: int) -> Measurement:
     before, stopwatch = model.num_timesteps, Stopwatch()
-    model.train = stopwatch.training(type(model).train.__get__(model))
+    train = model.train
+    model.train = stopwatch.training(train)
     model.learn(steps, reset_num_timesteps=False)
+    model.train = train
     return stopwatch.read(model.num_timesteps - before)
 
 
@@ -201,7 +164,7 @@ def measure(setup: Setup, steps: int) -> Measurement:
     :param steps: Number of steps, over all environments
     :return: What they took
     """
-    model = _make_model(setup)
+    model = _make_ready(setup)
     # One rollout that does not count: while the process waited for its turn, its memory may have been reclaimed
     _run(setup, model, 1)
     return _run(setup, model, steps)
@@ -248,86 +211,6 @@ def measure_interleaved(setups: list[Setup], steps: int, repeats: int) -> list[R
     return [summarize(setup, done) for setup, done in zip(setups, measurements, strict=True)]
 
 
-def summarize(setup: Setup, measurements: list[Measurement]) -> Result:
-    """
-    :param setup: What was measured
-    :param measurements: Its repetitions
-    :return: Their medians
-    """
-    rates = [m.steps / m.seconds for m in measurements]
-    training = [m.training_cpu_seconds for m in measurements]
-    return Result(
-        setup,
-        statistics.median(rates),
-        (min(rates), max(rates)),
-        statistics.median(m.steps / m.cpu_seconds for m in measurements),
-        statistics.median(m.steps / (m.cpu_seconds - m.training_cpu_seconds) for m in measurements),
-        statistics.median(m.steps / m.training_cpu_seconds for m in measurements) if all(training) else float("inf"),
-        max(m.peak_mib for m in measurements),
-    )
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """
-    :param header: Names of the columns
-    :param rows: Cells
-    :return: A Markdown table
-    """
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(f"| {' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))} |" for line in lines)
-
-
-def _ratios(result: Result, ppo: Result) -> tuple[str, str, str]:
-    rates = ((result.whole, ppo.whole), (result.cpu, ppo.cpu), (result.collecting, ppo.collecting))
-    whole, cpu, collecting = (f"{rate / ppo_rate:.2f}" for rate, ppo_rate in rates)
-    return whole, cpu, collecting
-
-
-def comparison_table(results: list[Result]) -> str:
-    """
-    :param results: Results on one environment
-    :return: Steps per second, their ratio to PPO's, and peak memory
-    """
-    ppo = next((result for result in results if result.setup.algo == "ppo"), None)
-    rows = []
-    for result in results:
-        low, high = result.spread
-        whole, cpu, collecting = ("-", "-", "-") if ppo is None else _ratios(result, ppo)
-        clock = [f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}", whole]
-        processor = [f"{result.cpu:.0f}", cpu, f"{result.collecting:.0f}", collecting]
-        rows.append([result.setup.algo, *clock, *processor, f"{result.peak_mib:.0f}"])
-    cpu_columns = ["CPU steps/s", "x PPO", "CPU collecting steps/s", "x PPO"]
-    return table(["algorithm", "steps/s", "range", "x PPO", *cpu_columns, "peak MiB"], rows)
-
-
-def growth_exponent(sizes: list[int], costs: list[float]) -> float:
-    """
-    :param sizes: Values of a setting
-    :param costs: What a step costs with each
-    :return: The slope of log cost over log size by least squares: cost grows like size to this power
-    """
-    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
-
-
-def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
-    """
-    :param name: The setting that is changed
-    :param sizes: Its values
-    :param results: The result of each
-    :return: Microseconds of processor time per step for each value, and below the exponents of their growth
-    """
-    costs = [[1e6 / rate for rate in (r.cpu, r.collecting, r.training)] for r in results]
-    rows = [
-        [str(size), *(f"{cost:.0f}" for cost in row), f"{result.peak_mib:.0f}"]
-        for size, row, result in zip(sizes, costs, results, strict=True)
-    ]
-    if len(sizes) > 1:
-        exponents = [growth_exponent(sizes, list(column)) for column in zip(*costs, strict=True)]
-        rows.append(["exponent", *(f"{exponent:.2f}" for exponent in exponents), "-"])
-    return table([name, "CPU us/step", "collecting", "training", "peak MiB"], rows)
-
-
 def conditions(args: argparse.Namespace) -> str:
     """
     :param args: Arguments of the command line
@@ -339,8 +222,14 @@ def conditions(args: argparse.Namespace) -> str:
     return (
         f"{machine}\n- load average before: {load}\n- medians of {args.repeats} interleaved repetitions of "
         f"{args.steps} steps; {args.threads} PyTorch thread(s), device {args.device}\n"
-        f"- n_steps {args.n_steps}, batch size {args.batch_size}, {args.n_epochs} epochs"
+        f"- n_steps {args.n_steps}, batch size {args.batch_size}, {args.n_epochs} epochs, network {dict(args.network)}, "
+        f"bf16 {args.bf16}, compile {args.compile}"
     )
+
+
+def _network_argument(text: str) -> tuple[str, int]:
+    name, value = text.split("=")
+    return name, int(value)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -359,6 +248,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n-steps", type=int, default=256, help="Steps of each environment in a rollout (not of A2C)")
     parser.add_argument("--batch-size", type=int, default=64, help="Minibatch size")
     parser.add_argument("--n-epochs", type=int, default=10, help="Number of epochs")
+    parser.add_argument("--network", nargs="+", type=_network_argument, default=[], help="AAC's, as d_model=256 n_layers=2")
+    parser.add_argument("--bf16", action="store_true", help="Updates under torch.autocast with bfloat16")
+    parser.add_argument("--compile", action="store_true", help="Networks compiled by torch.compile")
     parser.add_argument("--sweep", choices=list(SWEEPS), help="Change this setting instead; costs are those of --algos")
     parser.add_argument("--sizes", nargs="+", type=int, help="Values of the setting (default: some powers of two)")
     parser.add_argument("--out", type=Path, help="Also write a Markdown file")
@@ -367,7 +259,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _sweep_setup(setup: Setup, name: str, size: int) -> Setup:
     if name in NETWORK_SWEEPS:
-        return setup._replace(network=((name, size),))
+        return setup._replace(network=(*setup.network, (name, size)))
     return setup._replace(**{name: size})  # type: ignore[arg-type]
 
 
@@ -385,8 +277,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{title}\n\n{text}", flush=True)
 
     for env, n_envs in itertools.product(args.envs, args.n_envs[:1] if args.sweep == "n_envs" else args.n_envs):
-        hyperparams = (args.n_steps, args.batch_size, args.n_epochs, args.device, args.threads)
-        setups = [Setup(algo, env, n_envs, *hyperparams) for algo in args.algos]
+        hyperparams = (args.n_steps, args.batch_size, args.n_epochs, args.device, args.threads, tuple(args.network))
+        setups = [Setup(algo, env, n_envs, *hyperparams, args.bf16, args.compile) for algo in args.algos]
         if args.sweep is None:
             results = measure_interleaved(setups, args.steps, args.repeats)
             report(f"{env}, {n_envs} environment(s)", comparison_table(results))

@@ -87,6 +87,15 @@ def test_throughput(throughput, tmp_path):
 
 
 @pytest.mark.slow
+def test_throughput_of_images_in_bfloat16(throughput, capsys):
+    """As on a GPU, but for the compiler"""
+    images = [*SMALL, "--envs", "CarRacing-v3", "--n-envs", "1", "--network", "d_model=32", "--bf16"]
+    throughput.main([*images, "--algos", "ppo", "aac", "aac-memory", "ppo_lstm"])
+    assert "bf16 True" in (printed := capsys.readouterr().out)
+    assert all(f"| {algo}" in printed for algo in ("ppo", "aac", "aac-memory", "ppo_lstm"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["context_length", "n_envs", "n_steps"])
 def test_throughput_sweep(throughput, name, capsys):
     throughput.main([*SMALL, "--algos", "aac", "--sweep", name, "--sizes", "4", "8"])
@@ -95,7 +104,8 @@ def test_throughput_sweep(throughput, name, capsys):
 
 
 def test_growth_exponent(throughput):
-    assert throughput.growth_exponent([2, 4, 8], [3.0, 12.0, 48.0]) == pytest.approx(2)
+    tables = importlib.import_module("throughput_tables")
+    assert tables.growth_exponent([2, 4, 8], [3.0, 12.0, 48.0]) == pytest.approx(2)
 
 
 def test_medians_of_repetitions(throughput):

@@ -1,0 +1,156 @@
+"""What :mod:`throughput` measures, and tables of it."""
+
+import statistics
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Setup(NamedTuple):
+    """
+    What to measure.
+
+    :param algo: One of ``throughput.ALGORITHMS``
+    :param env: Environment ID
+    :param n_envs: Number of environments
+    :param n_steps: Steps of each environment in a rollout
+    :param batch_size: Minibatch size
+    :param n_epochs: Number of epochs
+    :param device: PyTorch device
+    :param threads: Number of PyTorch threads
+    :param network: Network arguments of AttentionActorCritic, name and value (``d_model`` is RecurrentPPO's width too)
+    :param bf16: Whether updates run under ``torch.autocast`` with bfloat16
+    :param compiled: Whether the networks are compiled by ``torch.compile``
+    """
+
+    algo: str
+    env: str
+    n_envs: int
+    n_steps: int
+    batch_size: int
+    n_epochs: int
+    device: str
+    threads: int
+    network: tuple[tuple[str, int], ...] = ()
+    bf16: bool = False
+    compiled: bool = False
+
+
+class Measurement(NamedTuple):
+    """
+    One repetition.
+
+    :param steps: Number of steps, over all environments
+    :param seconds: Time they took by the clock
+    :param cpu_seconds: Processor time they took
+    :param training_cpu_seconds: Processor time of the updates among it
+    :param peak_mib: The most memory the process has used so far
+    """
+
+    steps: int
+    seconds: float
+    cpu_seconds: float
+    training_cpu_seconds: float
+    peak_mib: float
+
+
+class Result(NamedTuple):
+    """
+    Medians of all repetitions.
+
+    :param setup: What was measured
+    :param whole: Steps per second by the clock
+    :param spread: Lowest and highest of the repetitions
+    :param cpu: Steps per second of processor time
+    :param collecting: Steps per second of processor time, collecting alone
+    :param training: Steps per second of processor time, the updates alone; infinite if there are none
+    :param peak_mib: The most memory the process has used
+    """
+
+    setup: Setup
+    whole: float
+    spread: tuple[float, float]
+    cpu: float
+    collecting: float
+    training: float
+    peak_mib: float
+
+
+def summarize(setup: Setup, measurements: list[Measurement]) -> Result:
+    """
+    :param setup: What was measured
+    :param measurements: Its repetitions
+    :return: Their medians
+    """
+    rates = [m.steps / m.seconds for m in measurements]
+    training = [m.training_cpu_seconds for m in measurements]
+    return Result(
+        setup,
+        statistics.median(rates),
+        (min(rates), max(rates)),
+        statistics.median(m.steps / m.cpu_seconds for m in measurements),
+        statistics.median(m.steps / (m.cpu_seconds - m.training_cpu_seconds) for m in measurements),
+        statistics.median(m.steps / m.training_cpu_seconds for m in measurements) if all(training) else float("inf"),
+        max(m.peak_mib for m in measurements),
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """
+    :param header: Names of the columns
+    :param rows: Cells
+    :return: A Markdown table
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(f"| {' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))} |" for line in lines)
+
+
+def _ratios(result: Result, ppo: Result) -> tuple[str, str, str]:
+    rates = ((result.whole, ppo.whole), (result.cpu, ppo.cpu), (result.collecting, ppo.collecting))
+    whole, cpu, collecting = (f"{rate / ppo_rate:.2f}" for rate, ppo_rate in rates)
+    return whole, cpu, collecting
+
+
+def comparison_table(results: list[Result]) -> str:
+    """
+    :param results: Results on one environment
+    :return: Steps per second, their ratio to PPO's, and peak memory
+    """
+    ppo = next((result for result in results if result.setup.algo == "ppo"), None)
+    rows = []
+    for result in results:
+        low, high = result.spread
+        whole, cpu, collecting = ("-", "-", "-") if ppo is None else _ratios(result, ppo)
+        clock = [f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}", whole]
+        processor = [f"{result.cpu:.0f}", cpu, f"{result.collecting:.0f}", collecting]
+        rows.append([result.setup.algo, *clock, *processor, f"{result.peak_mib:.0f}"])
+    cpu_columns = ["CPU steps/s", "x PPO", "CPU collecting steps/s", "x PPO"]
+    return table(["algorithm", "steps/s", "range", "x PPO", *cpu_columns, "peak MiB"], rows)
+
+
+def growth_exponent(sizes: list[int], costs: list[float]) -> float:
+    """
+    :param sizes: Values of a setting
+    :param costs: What a step costs with each
+    :return: The slope of log cost over log size by least squares: cost grows like size to this power
+    """
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
+    """
+    :param name: The setting that is changed
+    :param sizes: Its values
+    :param results: The result of each
+    :return: Microseconds of processor time per step for each value, and below the exponents of their growth
+    """
+    costs = [[1e6 / rate for rate in (r.cpu, r.collecting, r.training)] for r in results]
+    rows = [
+        [str(size), *(f"{cost:.0f}" for cost in row), f"{result.peak_mib:.0f}"]
+        for size, row, result in zip(sizes, costs, results, strict=True)
+    ]
+    if len(sizes) > 1:
+        exponents = [growth_exponent(sizes, list(column)) for column in zip(*costs, strict=True)]
+        rows.append(["exponent", *(f"{exponent:.2f}" for exponent in exponents), "-"])
+    return table([name, "CPU us/step", "collecting", "training", "peak MiB"], rows)
