@@ -1,5 +1,6 @@
 """The actor without a memory, and what every actor does with its latents: distributions, samples, actions for the env."""
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -126,7 +127,13 @@ class ActorPolicy(ActorCriticPolicy):
         :param offsets: What to add to the distribution's parameters, [N, n_parameters]
         :param latent_sde: What gSDE makes noise of, [N, latent_dim_pi]
         :return: Actions, not yet clipped or unscaled, [N, *action_shape]
+        :raises ValueError: If there is NaN or infinity in ``latent_pi``: the actions would look valid, a memory would keep it
         """
+        if not math.isfinite(latent_pi.detach().sum()):
+            raise ValueError(
+                "The actor's latents are not finite: check the observations for NaN or infinity (VecCheckNan of "
+                "Stable-Baselines3 tells where they come from)."
+            )
         if not deterministic and isinstance(self.action_dist, CategoricalDistribution):
             actions = sample_categorical(self.action_parameters(latent_pi, offsets))
         elif not deterministic and type(self.action_dist) is DiagGaussianDistribution:

@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.checks import (
     check_auxiliary,
+    check_buffer_arguments,
     check_policy,
     check_rollout,
     check_same_network,
@@ -46,7 +47,7 @@ class AttentionActorCritic(TrajectoryUpdate):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). Beside an
-        MLP actor, the critic's is larger by the square root of two, for minibatches twice as large.
+        MLP actor, attention's is larger by the square root of two, for minibatches twice as large (not with ``aux_loss``).
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
     :param batch_size: Minibatch size in transitions; None for PPO's 64, with a memory actor 256 (at most the rollout), and its
@@ -151,11 +152,7 @@ class AttentionActorCritic(TrajectoryUpdate):
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
-        if batch_size is None:
-            batch_size = BATCH_SIZE
-            if self.policy_kwargs.get("memory_actor"):
-                batch_size = min(MEMORY_BATCH_SIZE, n_steps * (1 if self.env is None else self.n_envs))
-        self.batch_size = batch_size
+        self.batch_size = self._default_batch_size() if batch_size is None else batch_size
         self.n_epochs = n_epochs
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
@@ -172,6 +169,11 @@ class AttentionActorCritic(TrajectoryUpdate):
             self._setup_model()
 
     # --- construction ---------------------------------------------------------------------------------------------------
+
+    def _default_batch_size(self) -> int:
+        if not self.policy_kwargs.get("memory_actor"):
+            return BATCH_SIZE
+        return min(MEMORY_BATCH_SIZE, self.n_steps * (1 if self.env is None else self.n_envs))
 
     def _check_arguments(self, policy: Any) -> None:
         """:raises ValueError: If an argument is out of range or does not go with the others"""
@@ -195,6 +197,8 @@ class AttentionActorCritic(TrajectoryUpdate):
 
     def _setup_model(self) -> None:
         """Build the networks and the buffer: as in the parent class, but the policy first, the buffer needs its context."""
+        if self.batch_size is None:  # as load() was given it
+            self.batch_size = self._default_batch_size()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         policy_class: Any = self.policy_class
@@ -207,6 +211,7 @@ class AttentionActorCritic(TrajectoryUpdate):
             temperature=self.temperature,
             **self.policy_kwargs,
         ).to(self.device)
+        check_buffer_arguments(self.rollout_buffer_kwargs, self.policy.n_context)
         self.rollout_buffer_class = self.rollout_buffer_class or TrajectoryRolloutBuffer
         buffer_class: Any = self.rollout_buffer_class
         self.rollout_buffer = buffer_class(
@@ -251,7 +256,8 @@ class AttentionActorCritic(TrajectoryUpdate):
             stored = stored_network(path)
             policy_kwargs = {name: value for name, value in stored.items() if name != "aux_loss"}
             aux_loss = kwargs.get("aux_loss", stored["aux_loss"])
-            check_same_network(stored, {**kwargs.get("policy_kwargs", policy_kwargs), "aux_loss": aux_loss})
+            given = {**kwargs.get("policy_kwargs", policy_kwargs), "aux_loss": aux_loss}
+            check_same_network(stored, given, AttentionActorCriticPolicy)
         return super().load(path, *args, **kwargs)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
@@ -264,7 +270,8 @@ class AttentionActorCritic(TrajectoryUpdate):
         :raises ValueError: If they belong to a network with other arguments; the message says which
         """
         if not isinstance(load_path_or_dict, dict):
-            check_same_network(stored_network(load_path_or_dict), {**self.policy_kwargs, "aux_loss": self.aux_loss})
+            given = {**self.policy_kwargs, "aux_loss": self.aux_loss}
+            check_same_network(stored_network(load_path_or_dict), given, self.policy_class)
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def learn(

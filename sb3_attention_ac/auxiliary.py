@@ -87,8 +87,15 @@ def normalized(scale: nn.Module, target: th.Tensor) -> th.Tensor:
     :param target: [N, W, D]
     :return: Same shape, about zero mean and unit variance
     """
-    scaled: th.Tensor = scale(target.flatten(0, 1)).reshape(target.shape)
-    return scaled
+    assert isinstance(scale, nn.BatchNorm1d) and scale.running_mean is not None
+    flat = target.flatten(0, 1)  # [N * W, D]
+    # Where a target is not finite training stops at the losses; its running statistics stay as good as the parameters
+    flat = th.where(th.isfinite(flat), flat, scale.running_mean)
+    if len(flat) > 1:
+        scaled: th.Tensor = scale(flat)
+    else:  # one target alone has no variance
+        scaled = F.batch_norm(flat, scale.running_mean, scale.running_var, eps=scale.eps)
+    return scaled.reshape(target.shape)
 
 
 class MaskedPrediction(nn.Module):

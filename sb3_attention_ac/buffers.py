@@ -42,6 +42,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     added: np.ndarray
     episode_ids: np.ndarray
     terminal_observations: dict[tuple[int, int], Any]
+    terminal_values: np.ndarray
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         for name in ("values", "log_probs", "advantages", "returns", "added"):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
         self.offsets = np.zeros((*shape, 0), dtype=np.float32)
-        self.terminal_observations = {}
+        self.terminal_observations, self.terminal_values = {}, np.zeros(0, dtype=np.float32)
         self._tensors, self._targets = None, {}
         self.pos, self.full = 0, False
 
@@ -186,13 +187,16 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
 
         :param last_values: Values of the observations after the last step, one for each env
         :param dones: Whether the last step ended an episode, one for each env
-        :param terminal_values: Values of :attr:`terminal_observations`, in their order
+        :param terminal_values: Values of :attr:`terminal_observations`, in their order; None for those of the last call, as in
+            a callback that computes advantages again
         """
+        if terminal_values is not None:
+            self.terminal_values = terminal_values
         rewards = self.rewards
-        if self.terminal_observations and terminal_values is not None:
+        if len(self.terminal_values) > 0:
             steps, envs = np.array(list(self.terminal_observations)).T
             self.rewards = rewards.copy()
-            self.rewards[steps, envs] += self.gamma * terminal_values
+            self.rewards[steps, envs] += self.gamma * self.terminal_values
         super().compute_returns_and_advantage(last_values, dones)
         # Rewards stay as the environment gave them: the encoder reads them
         self.rewards = rewards

@@ -1,5 +1,6 @@
 """What can be wrong with the arguments, said at construction: what was given, what is allowed, what to do."""
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -135,7 +136,20 @@ def check_policy(policy_class: type[Any], base: type[Any]) -> None:
     if not issubclass(policy_class, base):
         raise ValueError(
             f"policy={policy_class.__name__} does not attend to trajectories: use 'MlpPolicy', 'CnnPolicy', "
-            f"'MultiInputPolicy' or a subclass of {base.__name__}."
+            f"'MultiInputPolicy' or a subclass of {base.__name__}. Models of other algorithms cannot be loaded."
+        )
+
+
+def check_buffer_arguments(arguments: dict[str, Any], n_context: int) -> None:
+    """
+    :param arguments: ``rollout_buffer_kwargs``
+    :param n_context: How many steps before a chunk the policy needs
+    :raises ValueError: If the buffer would keep another number
+    """
+    if arguments.get("n_context", n_context) != n_context:
+        raise ValueError(
+            f"rollout_buffer_kwargs has n_context={arguments['n_context']}, but the policy reads {n_context} steps of "
+            "context: leave it out, and set policy_kwargs=dict(context_length=...) instead."
         )
 
 
@@ -197,6 +211,10 @@ def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_leng
         )
 
 
+# What a policy is made of at first alone: parameters from a file replace it
+FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
+
+
 def stored_network(path: Any) -> dict[str, Any]:
     """
     :param path: A saved model: a path, or an open file, which is left where it was
@@ -210,18 +228,32 @@ def stored_network(path: Any) -> dict[str, Any]:
     return {**data.get("policy_kwargs", {}), "aux_loss": data.get("aux_loss")}
 
 
-def check_same_network(stored: dict[str, Any], given: dict[str, Any]) -> None:
+def _comparable(value: Any) -> Any:
+    """As a file keeps it: no tuples, and a class that was defined in another process is the same by its name"""
+    if isinstance(value, (list, tuple)):
+        return [_comparable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _comparable(item) for key, item in value.items()}
+    return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
+
+
+def check_same_network(stored: dict[str, Any], given: dict[str, Any], policy_class: type[Any]) -> None:
     """
     :param stored: Network arguments in a file
     :param given: Network arguments here
-    :raises ValueError: If they differ; the message says which
+    :param policy_class: The policy, whose defaults those are that are not set
+    :raises ValueError: If they make different networks; the message says which differ
     """
-    missing = object()
+    defaults: dict[str, Any] = {}
+    bases: Any = reversed(policy_class.__mro__)
+    for base in bases:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        defaults |= {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
     differences = []
-    for name in sorted({*stored, *given}):
-        old, new = stored.get(name, missing), given.get(name, missing)
-        if old is missing or new is missing or old != new:
-            texts = ["not set" if value is missing else repr(value) for value in (old, new)]
-            differences.append(f"{name}: {texts[0]} in the file, {texts[1]} here")
+    for name in sorted({*stored, *given} - set(FIRST_VALUES)):
+        old, new = (arguments.get(name, defaults.get(name)) for arguments in (stored, given))
+        meanings = [resolve_aux_loss(value) if name == "aux_loss" else _comparable(value) for value in (old, new)]
+        if meanings[0] != meanings[1]:
+            differences.append(f"{name}: {old!r} in the file, {new!r} here")
     if differences:
         raise ValueError(f"The network arguments differ: {'; '.join(differences)}. Use those of the file.")

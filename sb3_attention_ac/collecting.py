@@ -79,10 +79,10 @@ class TrajectoryCollection(OnPolicyAlgorithm):
         if tilts:
             rollout_buffer.set_offsets(th.stack([tilt.offsets for tilt in tilts]).cpu().numpy())
         estimates = estimate_rollout(self.policy, rollout_buffer, new_obs)
-        values, log_probs = estimates.values, estimates.log_probs
-        gate = self.policy.value_gate
-        rollout_buffer.set_estimates(values, log_probs, None if gate is None else estimates.added * float(gate.share))
-        rollout_buffer.compute_returns_and_advantage(estimates.last_values, dones, estimates.terminal_values)
+        gate, values = self.policy.value_gate, estimates.last_values  # callbacks know them as ``values``, as in SB3
+        added = None if gate is None else estimates.added * float(gate.share)
+        rollout_buffer.set_estimates(estimates.values, estimates.log_probs, added)
+        rollout_buffer.compute_returns_and_advantage(values, dones, estimates.terminal_values)
         if gate is not None:
             self.logger.record("rollout/attention_share", float(gate.share))
             gate.judge(estimates.added, rollout_buffer.advantages)

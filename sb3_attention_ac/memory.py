@@ -136,7 +136,7 @@ class TrajectoryStepper:
             lags = th.arange(-self.trunk.n_previous, 0, device=features.device)
             slots = position.unsqueeze(1) + lags  # [N, n_previous], oldest first as in local_window()
             seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)
-            earlier = memory.features[rows.unsqueeze(1), slots.clamp(min=0)] * seen  # [N, n_previous, F]
+            earlier = th.where(seen, memory.features[rows.unsqueeze(1), slots.clamp(min=0)], 0.0)  # [N, n_previous, F]
             previous = earlier.transpose(1, 2).flatten(1)
         latents = self.trunk.latents(self.mlp, features, previous)
 

@@ -21,7 +21,9 @@ def mlps_and_attention(policy: "TrajectoryPolicy") -> list[dict[str, Any]]:
 
 def scale_attention_learning_rate(optimizer: th.optim.Optimizer, factor: float) -> None:
     """
-    :param optimizer: Of the groups of :func:`mlps_and_attention`, all with one learning rate
+    :param optimizer: Of the groups of :func:`mlps_and_attention`, all with one learning rate. One that has been put in its
+        place and has other groups is left alone
     :param factor: The attention's learning rate over the MLPs'
     """
-    optimizer.param_groups[1]["lr"] *= factor
+    if len(optimizer.param_groups) == 2:
+        optimizer.param_groups[1]["lr"] *= factor

@@ -40,7 +40,9 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
         """The action distribution of each observation, and their values, [N, 1]"""
         windows = TrajectoryWindows.of_single_steps(self._batched(obs), get_action_dim(self.action_space))
         evaluated = self.window_latents(windows, 1)
-        values, _ = self.values_and_added(evaluated.critic)  # [N, 1]
+        values, added = self.values_and_added(evaluated.critic)  # [N, 1]
+        if added is not None and self.value_gate is not None:  # here SB3's critic learns, from single steps as in PPO
+            values = super().predict_values(obs) + self.value_gate.share * added
         if evaluated.actor is None:
             latents, latent_pi, latent_sde = evaluated.critic.latents.squeeze(1), self.mlp_actor_latent(obs), None
         else:

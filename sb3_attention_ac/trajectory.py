@@ -119,7 +119,7 @@ def local_window(features: th.Tensor, episode_ids: th.Tensor, n_previous: int) -
     earlier = F.pad(features, (0, 0, n_previous, 0)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, F, n_previous]
     ids = F.pad(episode_ids, (n_previous, 0), value=-(2**62)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, n_previous]
     same_episode = ids == episode_ids.unsqueeze(-1)
-    return (earlier * same_episode.unsqueeze(2)).flatten(2)
+    return th.where(same_episode.unsqueeze(2), earlier, 0.0).flatten(2)
 
 
 def action_encoding_dim(action_space: spaces.Space[Any]) -> int:

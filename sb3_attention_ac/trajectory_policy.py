@@ -248,6 +248,11 @@ class TrajectoryPolicy(ActorPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        if not hasattr(self, "critic_trunk"):
+            raise TypeError(
+                f"{type(self).__name__}._build_mlp_extractor() does not call the parent's, which makes the networks that "
+                "attend: call it, or change the networks by net_arch, activation_fn and features_extractor_class."
+            )
         self.attention_q = None
         if self.use_attention_q:
             action_net: Any = self.action_net
@@ -284,7 +289,7 @@ class TrajectoryPolicy(ActorPolicy):
         events = encode_actions(actions, self.action_space)[..., : self.action_event_dim]
         if rewards is not None:
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
-        return events * ~episode_starts.unsqueeze(-1)
+        return events.masked_fill(episode_starts.unsqueeze(-1), 0.0)
 
     def window_latents(self, windows: TrajectoryWindows, n_queries: int) -> WindowLatents:
         """

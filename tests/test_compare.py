@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from rliable import metrics
 
+from sb3_attention_ac.compare.comparison import compare
 from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
 from sb3_attention_ac.compare.jobs import plan
 from sb3_attention_ac.compare.randomness import own_randomness
@@ -118,6 +120,19 @@ def test_seeds_follow_the_first() -> None:
 def test_protocol_refuses_numbers_below_one(name: str) -> None:
     with pytest.raises(CompareError, match=f"{name} is 0, it must be at least 1"):
         Protocol(**{name: 0})
+
+
+def test_wrong_numbers_and_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"out": tmp_path / "file"}, "is a file"),
+        ({"n_jobs": 0}, "n_jobs=0"),
+        ({"seconds": -3.0}, "seconds=-3.0"),
+        ({"seconds": float("nan")}, "seconds=nan"),
+    ]
+    for arguments, words in wrong:
+        with pytest.raises(CompareError, match=words):
+            compare(["ppo"], ["CartPole-v1"], **{"out": tmp_path / "out", **arguments})
 
 
 def test_own_randomness_leaves_no_trace() -> None:

@@ -7,10 +7,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_run import SMALL, TINY, RandomEnv, random_env
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.policies import AttentionActorCriticPolicy
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,7 @@ from sb3_attention_ac import AAC
         ({"n_steps": 0}, ["n_steps=0", "at least 1"]),
         ({"clip_range_vf": -0.1}, ["clip_range_vf=-0.1", "None"]),
         ({"rollout_buffer_class": RolloutBuffer}, ["RolloutBuffer", "TrajectoryRolloutBuffer"]),
+        ({"rollout_buffer_kwargs": {"n_context": 9}}, ["n_context=9", "32 steps", "context_length"]),
         ({"policy": ActorCriticPolicy}, ["ActorCriticPolicy", "'MlpPolicy'"]),
         ({"policy": "MultiInputPolicy"}, ["'MultiInputPolicy'", "Dict", "'MlpPolicy'"]),
         ({"policy": "CnnPolicy"}, ["'CnnPolicy'", "image", "'MlpPolicy'"]),
@@ -79,19 +82,32 @@ class BrokenEnv(gym.Wrapper):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("memory_actor", [False, True])
+@pytest.mark.parametrize(("memory_actor", "aux_loss"), [(False, None), (True, None), (True, ["live", "return"])])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_nan_stops_before_the_step(tmp_path, bad, memory_actor):
+def test_nan_stops_before_the_step(tmp_path, bad, memory_actor, aux_loss):
     env = BrokenEnv(gym.make("CartPole-v1"), bad)
-    model = AAC("MlpPolicy", env, policy_kwargs={**TINY, "memory_actor": memory_actor}, **SMALL)
+    model = AAC("MlpPolicy", env, policy_kwargs={**TINY, "memory_actor": memory_actor}, aux_loss=aux_loss, **SMALL)
     model.learn(30)
     good = {name: value.clone() for name, value in model.policy.state_dict().items()}
     with pytest.raises(FloatingPointError, match=r"loss is not finite at iteration 4 \(40 timesteps\)"):
         model.learn(10, reset_num_timesteps=False)
     for name, value in model.policy.state_dict().items():
-        assert th.equal(value, good[name]), name
+        statistics = any(part in name for part in ("_scale.", "normalizers."))
+        assert th.isfinite(value).all() if statistics else th.equal(value, good[name]), name
     model.save(tmp_path / "model")
     AAC.load(tmp_path / "model", env=gym.make("CartPole-v1"), device="cpu").learn(10)
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_an_observation_that_is_not_finite_is_not_acted_on(memory_actor):
+    """As SB3's PPO: the action would look valid, and a memory would keep it beyond the episode."""
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": memory_actor}, **SMALL)
+    with pytest.raises(ValueError, match=r"not finite|invalid values"):
+        model.predict(np.full((2, 3), np.nan, dtype=np.float32))
+    model._last_obs = np.full((2, 3), np.nan, dtype=np.float32)
+    model._last_episode_starts = np.ones(2, dtype=bool)
+    with pytest.raises(ValueError, match="not finite"):
+        model.learn(20, reset_num_timesteps=False)
 
 
 def test_other_network_arguments_at_load(tmp_path):
@@ -105,6 +121,31 @@ def test_other_network_arguments_at_load(tmp_path):
     other = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "d_model": 16}, **SMALL)
     with pytest.raises(ValueError, match="d_model: 8 in the file, 16 here"):
         other.set_parameters(tmp_path / "model")
+
+
+class TrunklessPolicy(AttentionActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        self.mlp_extractor = MlpExtractor(self.features_dim, [8], th.nn.Tanh)
+
+
+def test_networks_made_without_the_trunks_say_so():
+    with pytest.raises(TypeError, match=r"TrunklessPolicy\._build_mlp_extractor"):
+        AAC(TrunklessPolicy, random_env(), **SMALL)
+
+
+@pytest.mark.filterwarnings("ignore:batch_size")
+def test_the_same_network_said_in_other_words(tmp_path):
+    """What a file keeps as a list, what is a default, and what only the first values depend on"""
+    policy_kwargs = {**TINY, "net_arch": (8, 8), "optimizer_kwargs": {"betas": (0.8, 0.99)}}
+    model = AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, aux_loss=("return",), **SMALL)
+    model.save(tmp_path / "model")
+    model.set_parameters(tmp_path / "model")
+    policy_kwargs = {**TINY, "net_arch": [8, 8], "ortho_init": True, "n_layers": 1, "log_std_init": -1.0}
+    other = AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, aux_loss="value", **{**SMALL, "seed": 1})
+    other.set_parameters(tmp_path / "model")
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(value, other.policy.state_dict()[name])
+    assert AAC.load(tmp_path / "model", aux_loss=["return"], batch_size=None).batch_size == 64
 
 
 def test_set_parameters_round_trip():

@@ -1,6 +1,7 @@
 """The comparison as a whole: plan, run, summarise, report."""
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -81,9 +82,15 @@ def compare(
     :raises CompareError: If something asked for is impossible, or no run has finished
     """
     protocol = protocol or Protocol()
+    if n_jobs == 0:
+        raise CompareError("n_jobs=0 was given: use at least 1, -1 for one per processor, or leave it out.")
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise CompareError(f"seconds={seconds} was given: use a number of seconds of at least 0 (0: the quickest run's).")
     known = load_references(None if references is None else Path(references))
     jobs = plan(collect_variants(algos, variants), envs, seeds, protocol, hyperparams, first_seed)
     out = Path(out).resolve()
+    if out.exists() and not out.is_dir():
+        raise CompareError(f"out={out} is a file: give a folder for results and report.")
     finished = read_finished(jobs, out, rerun_corrupt)
     pending = [job for job in jobs if job.folder not in finished]
     command = shlex.join(sys.orig_argv)
@@ -114,7 +121,7 @@ def _write_settings(jobs: Sequence[Job], out: Path, command: str) -> None:
     settings = {
         "protocol": {**asdict(jobs[0].protocol), "steps": {job.env: job.protocol.steps for job in jobs}},
         "hyperparams": {f"{job.variant} on {job.env}": job.hyperparams for job in jobs},
-        "seeds": len({job.seed for job in jobs}),
+        "seeds": sorted({job.seed for job in jobs}),
         "provenance": provenance(command),
     }
     write_atomically(out / "settings.json", json.dumps(settings, indent=1))
