@@ -47,7 +47,7 @@ class AttentionActorCritic(TrajectoryUpdate):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). Beside an
-        MLP actor, attention's is larger by the square root of two, for minibatches twice as large (not with ``aux_loss``).
+        MLP actor, attention's is larger by the square root of two, for minibatches twice as large.
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
     :param batch_size: Minibatch size in transitions; None for PPO's 64, with a memory actor 256 (at most the rollout), and its

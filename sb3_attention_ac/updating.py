@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Iterator
 from functools import reduce
-from typing import NamedTuple
 
 import torch as th
 import torch.nn.functional as F
@@ -19,27 +18,13 @@ from sb3_attention_ac.training_log import TrainingLog
 from sb3_attention_ac.trajectory import TrajectoryWindows
 from sb3_attention_ac.trajectory_policy import WindowLatents
 
-
-class AttentionPace(NamedTuple):
-    """
-    MLPs learn from shuffled transitions, attention beside them from windows, whose neighbouring steps say much the same.
-
-    :param period: It takes one step for so many of theirs
-    :param minibatch_factor: On minibatches larger by this factor
-    """
-
-    period: int
-    minibatch_factor: int
-
-    @property
-    def learning_rate_factor(self) -> float:
-        """Adam can take steps longer by the root of that factor (Malladi et al. 2022, https://arxiv.org/abs/2205.10287)"""
-        return float(self.minibatch_factor**0.5)
-
-
-# Measured: docs/research.md. A self-supervised loss needs more steps than a value
-VALUES_PACE = AttentionPace(period=8, minibatch_factor=2)
-AUXILIARY_PACE = AttentionPace(period=2, minibatch_factor=1)
+# MLPs learn from shuffled transitions, attention beside them from windows, whose neighbouring steps say much the same: it
+# takes one step for so many of theirs, on minibatches larger by a factor. Adam can take steps longer by the root of that
+# factor (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). A self-supervised loss needs more steps than a value does.
+MINIBATCHES_PER_ATTENTION_STEP = 8
+MINIBATCHES_PER_AUXILIARY_STEP = 2
+ATTENTION_MINIBATCH_FACTOR = 2
+ATTENTION_LEARNING_RATE_FACTOR = ATTENTION_MINIBATCH_FACTOR**0.5
 
 
 class TrajectoryUpdate(TrajectoryCollection):
@@ -96,11 +81,7 @@ class TrajectoryUpdate(TrajectoryCollection):
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
         if not self.policy.memory_actor:
-            scale_attention_learning_rate(self.policy.optimizer, self._attention_pace.learning_rate_factor)
-
-    @property
-    def _attention_pace(self) -> AttentionPace:
-        return AUXILIARY_PACE if self.policy.aux_targets else VALUES_PACE
+            scale_attention_learning_rate(self.policy.optimizer, ATTENTION_LEARNING_RATE_FACTOR)
 
     def _present(self, schedule: float | Schedule) -> float:
         """The present value of a clipping parameter, a schedule since :meth:`_setup_model`"""
@@ -110,7 +91,7 @@ class TrajectoryUpdate(TrajectoryCollection):
     def _attention_windows(self) -> Iterator[WindowSamples]:
         """The minibatches of attention beside an MLP actor, one pass over the rollout after the other"""
         while True:
-            yield from self.rollout_buffer.get_windows(self._attention_pace.minibatch_factor * self.batch_size)
+            yield from self.rollout_buffer.get_windows(ATTENTION_MINIBATCH_FACTOR * self.batch_size)
 
     def _minibatches(self, attention_windows: Iterator[WindowSamples]) -> Iterator[TransitionSamples | WindowSamples]:
         """
@@ -121,8 +102,9 @@ class TrajectoryUpdate(TrajectoryCollection):
         if self.policy.memory_actor:
             yield from self.rollout_buffer.get_windows(self.batch_size)
             return
+        period = MINIBATCHES_PER_AUXILIARY_STEP if self.policy.aux_targets else MINIBATCHES_PER_ATTENTION_STEP
         for i, transitions in enumerate(self.rollout_buffer.get_transitions(self.batch_size)):
-            if i % self._attention_pace.period == 0 and self.policy.value_gate is not None:
+            if i % period == 0 and self.policy.value_gate is not None:
                 yield next(attention_windows)
             yield transitions
 

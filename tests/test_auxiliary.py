@@ -134,7 +134,7 @@ def test_predictions_start_at_their_baselines():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "aux_loss", "n_steps"),
-    [("CartPole-v1", "contrastive", 20_480), ("CartPole-v1", "value", 20_480), ("Pendulum-v1", "prediction", 81_920)],
+    [("CartPole-v1", "contrastive", 40_960), ("CartPole-v1", "value", 20_480), ("Pendulum-v1", "prediction", 81_920)],
 )
 def test_learns_to_predict_held_out_trajectories(env_id, aux_loss, n_steps):
     """On episodes that nothing was learned from, each loss is under its baseline."""
