@@ -93,9 +93,11 @@ def _make_ready(setup: Setup) -> Any:
     import torch as th
 
     model = _make_model(setup)
-    if setup.algo != "random" and setup.compiled:
+    if setup.algo == "random":
+        return model
+    if setup.compiled:
         _compile(model.policy)
-    if setup.algo != "random" and setup.bf16:
+    if setup.bf16:
         model.train = th.autocast(setup.device, dtype=th.bfloat16)(model.train)
     return model
 
