@@ -134,9 +134,11 @@ class ActorPolicy(ActorCriticPolicy):
                 "The actor's latents are not finite: check the observations for NaN or infinity (VecCheckNan of "
                 "Stable-Baselines3 tells where they come from)."
             )
-        if not deterministic and isinstance(self.action_dist, CategoricalDistribution):
+        is_own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
+        kind = None if deterministic or is_own else type(self.action_dist)
+        if kind is CategoricalDistribution:
             actions = sample_categorical(self.action_parameters(latent_pi, offsets))
-        elif not deterministic and type(self.action_dist) is DiagGaussianDistribution:
+        elif kind is DiagGaussianDistribution:
             actions = sample_gaussian(self.action_parameters(latent_pi, offsets), self.log_std)
         else:
             with without_validation():

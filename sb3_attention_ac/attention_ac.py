@@ -128,7 +128,7 @@ class AttentionActorCritic(TrajectoryUpdate):
         n_trajectories: int = 0,
     ):
         if env is not None and hasattr(env, "observation_space"):
-            check_spaces(policy, env.observation_space)
+            check_spaces(policy, env.observation_space, "features_extractor_class" in (policy_kwargs or {}))
         super().__init__(
             policy,
             env,
@@ -178,7 +178,7 @@ class AttentionActorCritic(TrajectoryUpdate):
     def _check_arguments(self, policy: Any) -> None:
         """:raises ValueError: If an argument is out of range or does not go with the others"""
         if self.env is not None:
-            check_spaces(policy, self.observation_space)
+            check_spaces(policy, self.observation_space, "features_extractor_class" in self.policy_kwargs)
         check_policy(self.policy_class, AttentionActorCriticPolicy)
         check_rollout(
             self.batch_size,
@@ -252,8 +252,8 @@ class AttentionActorCritic(TrajectoryUpdate):
         :return: New model with the parameters of the file
         :raises ValueError: If network arguments are given that differ from those in the file; the message says which
         """
-        if "policy_kwargs" in kwargs or "aux_loss" in kwargs:
-            stored = stored_network(path)
+        stored = stored_network(path) if {"policy_kwargs", "aux_loss"} & kwargs.keys() else None
+        if stored is not None:
             policy_kwargs = {name: value for name, value in stored.items() if name != "aux_loss"}
             aux_loss = kwargs.get("aux_loss", stored["aux_loss"])
             given = {**kwargs.get("policy_kwargs", policy_kwargs), "aux_loss": aux_loss}

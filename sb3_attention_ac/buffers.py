@@ -10,6 +10,7 @@ Layout: the step axis holds the last ``n_context + 1`` steps of the rollout befo
 Nothing hidden is stored, so nothing goes stale: values and log probabilities are recomputed from raw steps.
 """
 
+import math
 from collections.abc import Generator
 from typing import Any
 
@@ -17,11 +18,22 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac.samples import NO_EPISODE, RolloutTensors, TransitionSamples, WindowSamples
 from sb3_attention_ac.trajectory import TrajectoryWindows, map_obs, split_batch
+
+
+def _stored_dtype(space: spaces.Space[Any]) -> Any:
+    """
+    :param space: Of observations or actions
+    :return: What to store them as. Integers of a Box as floats, but for images: VecNormalize makes fractions of them and
+        leaves the space as it is, and so does a Gaussian policy.
+    """
+    is_integer = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
+    return np.float32 if is_integer and not is_image_space(space) else space.dtype
 
 
 class TrajectoryRolloutBuffer(RolloutBuffer):
@@ -36,7 +48,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     :param gamma: Discount factor
     :param n_envs: Number of parallel environments
     :param n_context: How many steps before a chunk of steps are handed out as its context, at least 0
-    :param chunk_length: How many consecutive steps of a rollout are handed out together, at least 1
+    :param chunk_length: How many consecutive steps of a rollout are handed out together at most, at least 1. Chunks are made
+        as equal as can be: the steps of a much shorter one would weigh more, as its minibatches are smaller.
     """
 
     added: np.ndarray
@@ -63,7 +76,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             )
         self.n_history = n_context + 1
         self.n_context = n_context
-        self.chunk_length = min(chunk_length, buffer_size)
+        self.chunk_length = math.ceil(buffer_size / math.ceil(buffer_size / chunk_length))
         self._storage: dict[str, Any] = {}
         self._tensors: RolloutTensors | None = None
         self._targets: dict[str, th.Tensor] = {}
@@ -78,13 +91,13 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         if isinstance(self.observation_space, spaces.Dict):
             shapes: Any = self.obs_shape  # a dict of shapes: get_obs_shape() of a Dict space
             observations: Any = {
-                key: self._zeros(shapes[key], space.dtype) for key, space in self.observation_space.spaces.items()
+                key: self._zeros(shapes[key], _stored_dtype(space)) for key, space in self.observation_space.spaces.items()
             }
         else:
-            observations = self._zeros(self.obs_shape, self.observation_space.dtype)
+            observations = self._zeros(self.obs_shape, _stored_dtype(self.observation_space))
         self._storage = {
             "observations": observations,
-            "actions": self._zeros((self.action_dim,), self.action_space.dtype),
+            "actions": self._zeros((self.action_dim,), _stored_dtype(self.action_space)),
             "rewards": self._zeros((), np.float32),
             "episode_starts": self._zeros((), np.float32),
             "episode_ids": self._zeros((), np.int64) + NO_EPISODE,
@@ -159,7 +172,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param env: Index of the environment
         :param obs: Its ``terminal_observation``
         """
-        self.terminal_observations[self.pos - 1, env] = obs
+        self.terminal_observations[self.pos - 1, env] = map_obs(np.array, obs)  # a copy: environments may use it again
 
     def set_offsets(self, offsets: np.ndarray) -> None:
         """

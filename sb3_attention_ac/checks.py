@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any
 
 from gymnasium import spaces
@@ -106,10 +107,11 @@ def check_auxiliary(
         raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
 
 
-def check_spaces(policy: Any, observation_space: spaces.Space[Any]) -> None:
+def check_spaces(policy: Any, observation_space: spaces.Space[Any], has_extractor: bool) -> None:
     """
     :param policy: The policy's alias, or a class
     :param observation_space: The environment's
+    :param has_extractor: Whether a features extractor is given: an alias stands for nothing but a default one
     :raises ValueError: If they do not go together
     """
     if isinstance(observation_space, spaces.Tuple):
@@ -117,6 +119,8 @@ def check_spaces(policy: Any, observation_space: spaces.Space[Any]) -> None:
             "Tuple observations are not supported; allowed are Box, Discrete, MultiDiscrete, MultiBinary and Dict: "
             "wrap the environment to return a Dict or a flat array (gymnasium.wrappers.FlattenObservation)."
         )
+    if has_extractor:
+        return
     is_dict = isinstance(observation_space, spaces.Dict)
     kind = f"the observation space is {observation_space}"
     if policy == "MultiInputPolicy" and not is_dict:
@@ -215,35 +219,44 @@ def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_leng
 FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
 
 
-def stored_network(path: Any) -> dict[str, Any]:
+def stored_network(path: Any) -> dict[str, Any] | None:
     """
     :param path: A saved model: a path, or an open file, which is left where it was
-    :return: The arguments that shape its network: ``policy_kwargs``, and ``aux_loss``, which adds heads
+    :return: The arguments that shape its network: ``policy_kwargs``, and ``aux_loss``, which adds heads. None if they cannot
+        be read here, as those of classes that are not installed.
     """
     position = path.tell() if hasattr(path, "tell") else None
     data, _, _ = load_from_zip_file(path, device="cpu")
     if position is not None:
         path.seek(position)
-    data = data or {}
-    return {**data.get("policy_kwargs", {}), "aux_loss": data.get("aux_loss")}
+    if data is None or "policy_kwargs" not in data:
+        return None
+    return {**data["policy_kwargs"], "aux_loss": data.get("aux_loss")}
 
 
 def _comparable(value: Any) -> Any:
-    """As a file keeps it: no tuples, and a class that was defined in another process is the same by its name"""
+    """
+    As a file keeps it: no tuples, and a class is the same by its name, whichever process or module it was defined in. Of other
+    objects (arrays, functions) only the kind is compared: they need not be equal to what they are read back as.
+    """
     if isinstance(value, (list, tuple)):
         return [_comparable(item) for item in value]
     if isinstance(value, dict):
         return {key: _comparable(item) for key, item in value.items()}
-    return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
+    if value is None or isinstance(value, (str, Number)):
+        return value
+    return (value if isinstance(value, type) else type(value)).__qualname__
 
 
-def check_same_network(stored: dict[str, Any], given: dict[str, Any], policy_class: type[Any]) -> None:
+def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], policy_class: type[Any]) -> None:
     """
-    :param stored: Network arguments in a file
+    :param stored: Network arguments in a file; None if they are not known, then nothing is checked
     :param given: Network arguments here
     :param policy_class: The policy, whose defaults those are that are not set
     :raises ValueError: If they make different networks; the message says which differ
     """
+    if stored is None:
+        return
     defaults: dict[str, Any] = {}
     bases: Any = reversed(policy_class.__mro__)
     for base in bases:

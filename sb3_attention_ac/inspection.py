@@ -7,7 +7,6 @@ import numpy as np
 import torch as th
 from matplotlib.figure import Figure
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_attention_ac.acting import MemoryActor
@@ -32,7 +31,7 @@ def collect_trajectory(
     :return: One window of W steps
     :raises ValueError: If the environment is a vector of several
     """
-    env = env if isinstance(env, VecEnv) else model._wrap_env(env, verbose=0)
+    env = model._wrap_env(env, verbose=0)
     if env.num_envs != 1:
         raise ValueError(f"A trajectory is one environment's, but {env.num_envs} were given: pass a single one.")
     policy = model.policy

@@ -141,6 +141,11 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
         if not self.remembers:
             return super().predict(observation, state, episode_start, deterministic)
         self.set_training_mode(False)
+        if isinstance(observation, tuple):  # as in SB3
+            raise ValueError(
+                "predict() was given a tuple instead of an array or a dictionary of arrays: reset() and step() of a Gym "
+                "environment return one, with the observation first (obs, info = env.reset()); those of a VecEnv do not."
+            )
         self.stateless_calls.note(state, episode_start)
         obs, vectorized_env = self.obs_to_tensor(observation)
         n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)

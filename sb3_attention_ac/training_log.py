@@ -21,6 +21,7 @@ class TrainingLog:
         self.clip_range = clip_range
         self._values: dict[str, list[th.Tensor]] = defaultdict(list)
         self._log_ratios: list[th.Tensor] = []
+        self._epoch_start = 0
 
     def add(self, name: str, value: th.Tensor) -> None:
         """
@@ -32,6 +33,10 @@ class TrainingLog:
     def add_log_ratio(self, log_ratio: th.Tensor) -> None:
         """:param log_ratio: log pi(a | s) - log pi_old(a | s) of one minibatch"""
         self._log_ratios.append(log_ratio.detach().flatten())
+
+    def start_epoch(self) -> None:
+        """Divergence is logged for the last epoch alone, as in PPO."""
+        self._epoch_start = len(self._log_ratios)
 
     def last_kl(self) -> float:
         """:return: Approximate KL divergence in the latest minibatch"""
@@ -50,7 +55,7 @@ class TrainingLog:
         if self._log_ratios:
             log_ratio = th.cat(self._log_ratios)
             outside = th.abs(th.exp(log_ratio) - 1) > self.clip_range
-            logger.record("train/approx_kl", approximate_kl(log_ratio).item())
+            logger.record("train/approx_kl", approximate_kl(th.cat(self._log_ratios[self._epoch_start :])).item())
             logger.record("train/clip_fraction", outside.float().mean().item())
         # Before the update: how well the critic does on trajectories that it has not learned from (out of sample)
         logger.record("train/explained_variance", explained_variance(values.flatten(), returns.flatten()))

@@ -55,6 +55,8 @@ class TrajectoryUpdate(TrajectoryCollection):
         self._n_iterations += 1
         may_move, attention_windows = True, self._attention_windows()
         for epoch in range(self.n_epochs):
+            if may_move:
+                self._log.start_epoch()
             for batch in self._minibatches(attention_windows):
                 if not may_move and isinstance(batch, TransitionSamples):
                     continue

@@ -1,12 +1,18 @@
 """What scripts written for SB3's PPO do to a model from outside."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_run import SMALL, TINY, random_env
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.policies import AttentionActorCriticPolicy
 
 
 @pytest.mark.parametrize("memory_actor", [False, True])
@@ -63,3 +69,89 @@ def test_a_last_chunk_of_two_steps_or_one(n_steps, context_length, memory_actor)
     settings = {**SMALL, "n_steps": n_steps, "aux_loss": "live", "policy_kwargs": policy_kwargs}
     model = AAC("MlpPolicy", random_env(n_envs=1), **settings)
     model.learn(2 * n_steps)
+
+
+class SharedMemoryVecEnv(DummyVecEnv):
+    """Terminal observations lie in memory that is used again, as in vectorized simulators"""
+
+    def step_wait(self):
+        obs, rewards, dones, infos = super().step_wait()
+        self.last = getattr(self, "last", np.zeros_like(obs))
+        for i in np.flatnonzero(dones):
+            self.last[i] = infos[i]["terminal_observation"]
+            infos[i]["terminal_observation"] = self.last[i]
+        return obs, rewards, dones, infos
+
+
+def test_terminal_observations_are_kept():
+    def values(vec_env_class):
+        vec_env = vec_env_class([lambda: gym.make("Pendulum-v1", max_episode_steps=8)])
+        model = AAC("MlpPolicy", vec_env, policy_kwargs=TINY, **{**SMALL, "n_steps": 40}).learn(40)
+        return model.rollout_buffer.terminal_values
+
+    assert len(values(DummyVecEnv)) == 5
+    np.testing.assert_array_equal(values(SharedMemoryVecEnv), values(DummyVecEnv))
+
+
+class Counting(gym.Env):
+    """Integers to see and to do"""
+
+    observation_space = spaces.Box(0, 100, (3,), np.int64)
+    action_space = spaces.Box(-5, 5, (2,), np.int64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(3, np.int64), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.full(3, self.t), 0.0, False, self.t == 20, {}
+
+
+class Sees(BaseCallback):
+    def _on_rollout_start(self) -> None:
+        self.seen = []
+
+    def _on_step(self) -> bool:
+        self.seen.append((self.model._last_obs, self.locals["actions"]))
+        return True
+
+
+def test_fractions_of_integers_are_learned_from():
+    """VecNormalize makes floats of integers, and leaves the space as it is; a Gaussian policy likewise."""
+    env = VecNormalize(DummyVecEnv([Counting] * 2))
+    model, callback = AAC("MlpPolicy", env, policy_kwargs=TINY, **{**SMALL, "n_steps": 30}), Sees()
+    model.learn(60, callback=callback)
+    buffer, (observations, actions) = model.rollout_buffer, zip(*callback.seen, strict=True)
+    for stored, seen in ((buffer.observations, observations), (buffer.actions, actions)):
+        np.testing.assert_array_equal(stored, np.array(seen, dtype=np.float32))
+        assert (stored % 1 != 0).any()
+
+
+class RightOnlyPolicy(AttentionActorCriticPolicy):
+    def _get_action_dist_from_latent(self, latent_pi):
+        return self.action_dist.proba_distribution(self.action_net(latent_pi) + th.tensor([-1e8, 0.0]))
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_a_distribution_of_ones_own_is_sampled_from(memory_actor):
+    policy_kwargs = {**TINY, "memory_actor": memory_actor}
+    model = AAC(RightOnlyPolicy, "CartPole-v1", policy_kwargs=policy_kwargs, **{**SMALL, "n_steps": 50}).learn(50)
+    assert (model.rollout_buffer.actions == 1).all()
+
+
+@pytest.mark.parametrize("algorithm", [AAC, PPO])
+@pytest.mark.parametrize("policy", ["CnnPolicy", "MultiInputPolicy"])
+def test_an_alias_is_a_default_extractor(algorithm, policy):
+    algorithm(policy, random_env(), policy_kwargs={"features_extractor_class": FlattenExtractor})
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_divergence_is_that_of_the_last_epoch(memory_actor):
+    """As PPO logs it; one minibatch in each epoch"""
+    settings = {**SMALL, "n_steps": 30, "batch_size": 60, "n_epochs": 3, "learning_rate": 1e-2}
+    policy_kwargs = {**TINY, "memory_actor": memory_actor}
+    model = AAC("MlpPolicy", random_env(n_envs=2), policy_kwargs=policy_kwargs, **settings).learn(60)
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(model._log.last_kl())
+    assert model._log.last_kl() > 0

@@ -1,5 +1,7 @@
 """Wrong input fails at construction with a sentence; a bad number while training loses nothing."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_run import SMALL, TINY, RandomEnv, random_env
 
@@ -148,6 +150,24 @@ def test_the_same_network_said_in_other_words(tmp_path):
     assert AAC.load(tmp_path / "model", aux_loss=["return"], batch_size=None).batch_size == 64
 
 
+class Extractor(FlattenExtractor):
+    def __init__(self, observation_space, mean):
+        super().__init__(observation_space)
+        self.mean = mean
+
+
+def test_a_model_takes_its_own_file(tmp_path):
+    """Objects that are not equal to what they are read back as, and a class that another script knows by another module"""
+    policy_kwargs = {**TINY, "activation_fn": partial(th.nn.LeakyReLU, 0.1), "features_extractor_class": Extractor}
+    policy_kwargs["features_extractor_kwargs"] = {"mean": np.zeros(3)}
+    model = AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, **SMALL)
+    model.save(tmp_path / "model")
+    model.set_parameters(tmp_path / "model")
+    here = type("Extractor", (Extractor,), {"__module__": "__main__"})
+    policy_kwargs = {**policy_kwargs, "features_extractor_class": here}
+    AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, **SMALL).set_parameters(tmp_path / "model")
+
+
 def test_set_parameters_round_trip():
     model, other = (AAC("MlpPolicy", random_env(), policy_kwargs=TINY, **{**SMALL, "seed": s}).learn(20) for s in (0, 1))
     other.set_parameters(model.get_parameters())
@@ -155,6 +175,13 @@ def test_set_parameters_round_trip():
         assert th.equal(value, other.policy.state_dict()[name])
     stored = [m.policy.optimizer.state_dict()["state"] for m in (model, other)]
     assert all(th.equal(stored[0][i]["exp_avg"], stored[1][i]["exp_avg"]) for i in stored[0])
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_what_reset_returns_is_not_an_observation(memory_actor):
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": memory_actor}, **SMALL)
+    with pytest.raises(ValueError, match="tuple"):
+        model.predict((np.zeros(3, dtype=np.float32), {}))
 
 
 def test_wrong_state_is_named():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_run import SMALL, TINY, RandomEnv, policy_for, random_env
 from trajectories import ACTION_SPACES, OBSERVATION_SPACE
@@ -69,6 +70,27 @@ def test_trajectory_is_what_predict_does(actions, memory_actor):
         expected = model.policy.actions_for_env(windows.previous_actions[:, step + 1].numpy())
         np.testing.assert_allclose(action.reshape(1, -1), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_equal(trajectory_values(model.policy, windows).shape, (width,))
+
+
+class RedEnv(RandomEnv):
+    """Images whose first channel is full; channels come last here, and first in the model"""
+
+    def __init__(self):
+        super().__init__(spaces.Box(0, 255, (36, 36, 3), np.uint8), spaces.Discrete(2))
+
+    def step(self, action):
+        _, *others = super().step(action)
+        return self.reset()[0], *others
+
+    def reset(self, *, seed=None, options=None):
+        return np.full((36, 36, 3), [255, 0, 0], np.uint8), {}
+
+
+@pytest.mark.parametrize("make_env", [RedEnv, lambda: DummyVecEnv([RedEnv])])
+def test_images_are_transposed(make_env):
+    windows = collect_trajectory(AAC("CnnPolicy", RedEnv(), policy_kwargs=TINY, **SMALL), make_env(), n_steps=4)
+    assert windows.observations.shape == (1, 4, 3, 36, 36)
+    assert windows.observations.float().mean(dim=(3, 4)).unique(dim=1).tolist() == [[[255.0, 0.0, 0.0]]]
 
 
 def test_values_of_single_steps():

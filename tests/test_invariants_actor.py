@@ -34,12 +34,12 @@ def stepped_rollout(policy, buffer, rng, starts, episode_end) -> tuple[np.ndarra
     return starts, latents
 
 
-def check_stepping(rollout, **kwargs) -> None:
+def check_stepping(rollout, from_start=True, **kwargs) -> None:
     """Latents of every step in three rollouts, step by step and in one pass"""
     rng = np.random.default_rng(rollout["seed"])
     policy = make_policy(rollout["context_length"], seed=rollout["seed"], memory_actor=True, **kwargs)
     buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
-    starts = np.ones(rollout["n_envs"], dtype=bool)
+    starts = np.full(rollout["n_envs"], from_start)
     for _ in range(3):
         starts, latents = stepped_rollout(policy, buffer, rng, starts, rollout["episode_end"])
         for first, length in buffer.chunks():
@@ -56,6 +56,13 @@ def check_stepping(rollout, **kwargs) -> None:
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_stepping_equals_the_batched_pass(n_layers, rollout):
     check_stepping(rollout, n_layers=n_layers)
+
+
+@FEW
+@given(rollouts)
+def test_an_empty_buffer_holds_no_past(rollout):
+    """A loaded model that goes on in the middle of an episode (``force_reset=False``)"""
+    check_stepping(rollout, from_start=False)
 
 
 @FEW
