@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for failure in comparison.failures:
         print(f"failed: {failure}", file=sys.stderr)
-    print((comparison.report.parent / "table.md").read_text())
+    print((comparison.report.parent / "table.md").read_text(encoding="utf-8"))
     print(f"Report: {comparison.report}")
     return 1 if comparison.failures else 0
 

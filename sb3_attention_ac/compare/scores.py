@@ -1,5 +1,6 @@
 """Scores on a common scale: 0 is a random policy, 1 is a good one."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,8 @@ def load_references(path: Path | None = None) -> dict[str, Reference]:
                 reference = Reference(
                     float(entry["random"]), float(entry["good"]), f"{file.name}: {entry.get('origin', 'given')}"
                 )
-                if reference.random == reference.good:
-                    raise ValueError(f"random and good are equal for {env}")
+                if not reference.random < reference.good < math.inf:  # NaN neither
+                    raise ValueError(f"good must be a finite return above random for {env}")
                 references[env] = reference
         except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise CompareError(f"{file} must map environments to `random` and `good` returns ({error!r}).") from error
