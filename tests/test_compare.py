@@ -163,6 +163,16 @@ def test_own_references_go_first(tmp_path: Path) -> None:
         load_references(path)
 
 
+@pytest.mark.parametrize(
+    "scores", ["random: 500, good: 20", "random: 1, good: 1", "random: .nan, good: 500", "random: 1, good: .inf"]
+)
+def test_a_scale_goes_up(tmp_path: Path, scores: str) -> None:
+    path = tmp_path / "references.yml"
+    path.write_text(f"CartPole-v1: {{{scores}}}")
+    with pytest.raises(CompareError, match="above random"):
+        load_references(path)
+
+
 def test_scores_without_references_use_the_range_seen() -> None:
     evaluations, runs, references = tables(make_results(), {"A": REFERENCES["A"]})
     assert references["A"] == REFERENCES["A"]
