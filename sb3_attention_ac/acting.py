@@ -10,7 +10,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_attention_ac.attention_q import Tilt
 from sb3_attention_ac.memory import TrajectoryMemory, TrajectoryStepper
-from sb3_attention_ac.samples import NO_EPISODE
 from sb3_attention_ac.trajectory import TrajectoryWindows
 
 if TYPE_CHECKING:
@@ -93,10 +92,9 @@ class MemoryActor:
         memory.features[:, :n] = self.policy.window_features(windows, self.extractor)[:, :n]
         memory.events[:, :n] = self.policy.encode_events(windows.previous_actions, windows.episode_starts)[:, :n]
         memory.previous_action.copy_(windows.previous_actions[:, -1])
-        past, current = windows.episode_ids[:, :n], windows.episode_ids[:, -1:]
-        in_episode = (past == current) & (past != NO_EPISODE)  # [N, n_context]
-        memory.start.copy_(n - in_episode.sum(dim=1))
-        self.stepper.recall(memory, th.arange(len(past), device=past.device))
+        current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_context]
+        memory.start.copy_(n - current.sum(dim=1))
+        self.stepper.recall(memory, th.arange(len(current), device=current.device))
         return memory
 
     @th.no_grad()

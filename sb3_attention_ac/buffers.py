@@ -156,13 +156,18 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         storage["rewards"][row] = reward
         storage["episode_starts"][row] = episode_start
         # Every episode of an environment gets the next number
-        storage["episode_ids"][row] = np.maximum(storage["episode_ids"][row - 1], 0) + (np.asarray(episode_start) > 0)
+        storage["episode_ids"][row] = self._episode_id_before(row) + (np.asarray(episode_start) > 0)
         if value is not None:
             self.values[self.pos] = value.detach().cpu().numpy().flatten()
         if log_prob is not None:
             self.log_probs[self.pos] = log_prob.detach().cpu().numpy().flatten()
         self.pos += 1
         self.full = self.pos == self.buffer_size
+
+    def _episode_id_before(self, row: int) -> np.ndarray:
+        """:return: What a step in this row is numbered if its episode goes on, [n_envs]; a new number after no episode"""
+        ids: np.ndarray = np.maximum(self._storage["episode_ids"][row - 1], 0)
+        return ids
 
     def add_terminal_observation(self, env: int, obs: Any) -> None:
         """
@@ -271,7 +276,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         storage, row = self._storage, self.n_history
         envs = th.arange(self.n_envs, device=self.device).unsqueeze(1)
         rows = th.arange(1, row + 1, device=self.device).expand(self.n_envs, -1)  # [n_envs, n_context + 1]
-        storage["episode_ids"][row] = storage["episode_ids"][row - 1]
+        storage["episode_ids"][row] = self._episode_id_before(row)
         return self._to_tensors(row + 1).windows(rows, envs)
 
     def _grid(self, starts: np.ndarray, envs: np.ndarray, length: int) -> tuple[th.Tensor, th.Tensor]:
