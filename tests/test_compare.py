@@ -15,7 +15,7 @@ from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
 from sb3_attention_ac.compare.jobs import plan
 from sb3_attention_ac.compare.randomness import own_randomness
 from sb3_attention_ac.compare.report import write_report
-from sb3_attention_ac.compare.scores import Reference, load_references, references_for
+from sb3_attention_ac.compare.scores import Reference, load_references, observed, references_for, scale
 from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences, with_own_steps
 from sb3_attention_ac.compare.statistics import (
     improvements,
@@ -161,6 +161,9 @@ def test_own_references_go_first(tmp_path: Path) -> None:
     path.write_text("CartPole-v1: {random: 1}\n")
     with pytest.raises(CompareError, match=r"own\.yml must map environments"):
         load_references(path)
+    path.write_text("CartPole-v1: 7\n")
+    with pytest.raises(CompareError, match=r"at 'CartPole-v1' it has 7, not a mapping"):
+        load_references(path)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +184,19 @@ def test_scores_without_references_use_the_range_seen() -> None:
     b = runs[runs["environment"] == "B"]
     assert b["final_normalised"].max() == 1
     assert references_for(evaluations.assign(score=3.0), {})["A"].random == 3
+
+
+def test_one_score_without_a_reference_is_no_success() -> None:
+    _, runs, _ = tables([make_result("good", "B", seed, (-200.0, -200.0, -200.0)) for seed in range(5)], {})
+    assert (runs["final_normalised"] == 0).all()
+
+
+def test_scale_says_what_it_rests_on() -> None:
+    results = make_results()
+    known, some, none = (tables(results, given)[2] for given in (REFERENCES, {"A": REFERENCES["A"]}, {}))
+    assert scale(known) == "0 is a random policy, 1 a good one"
+    assert "a good one; but on B, without reference scores, 0 is the lowest score of this comparison" in scale(some)
+    assert "random" not in scale(none) and observed(none) == ["A", "B"]
 
 
 def test_area_is_the_mean_height_of_the_curve() -> None:
@@ -223,7 +239,21 @@ def test_one_seed_has_no_interval() -> None:
     assert summaries(runs)[["low", "high"]].isna().all(axis=None)
     assert improvements(runs)[["low", "high"]].isna().all(axis=None)
     costs = cost_table(runs)
-    assert "one seed says nothing" in verdict(summaries(runs), improvements(runs), costs)[-1]
+    sentences = verdict(summaries(runs), improvements(runs), costs, REFERENCES)
+    assert "(IQM over runs with 1 seed; " in sentences[1]
+    assert sentences[-1] == "Caution: one seed says nothing about how another would end; there are no intervals."
+
+
+def test_caution_names_those_with_few_seeds() -> None:
+    results = [r for r in make_results() if r.job.variant == "good" or r.job.seed == 0]
+    _, runs, _ = tables(results, REFERENCES)
+    sentences = verdict(summaries(runs), improvements(runs), cost_table(runs), REFERENCES)
+    assert "(IQM over runs with 1 to 6 seeds; " in sentences[1]
+    assert sentences[-1].endswith("there are no intervals for poor.")
+    results = [r for r in make_results() if r.job.variant == "good" or r.job.seed < 3]
+    _, runs, _ = tables(results, REFERENCES)
+    sentences = verdict(summaries(runs), improvements(runs), cost_table(runs), REFERENCES)
+    assert sentences[-1] == "Caution: with 3 seeds the intervals of poor come out too narrow; take at least 5."
 
 
 def test_summaries_use_seeds_that_finished_everywhere() -> None:
@@ -237,7 +267,7 @@ def test_summaries_use_seeds_that_finished_everywhere() -> None:
 
 def test_verdict_names_winner_margin_certainty_and_cost() -> None:
     _, runs, _ = tables(make_results(), REFERENCES)
-    sentences = verdict(summaries(runs), improvements(runs), cost_table(runs))
+    sentences = verdict(summaries(runs), improvements(runs), cost_table(runs), REFERENCES)
     assert sentences[0] == "good wins."
     assert "good 0.57" in sentences[1] and "poor" in sentences[1]
     assert "beats one of poor with probability 1.00 [1.00, 1.00]" in sentences[2]
@@ -248,7 +278,10 @@ def test_verdict_says_that_none_is_good() -> None:
     _, runs, _ = tables(make_results(), REFERENCES)
     overall = summaries(runs)
     overall["value"] *= 0.5
-    assert any("None comes near a good policy" in text for text in verdict(overall, improvements(runs), cost_table(runs)))
+    sentence = "None comes near a good policy: with more steps the order may be another one."
+    assert sentence in verdict(overall, improvements(runs), cost_table(runs), REFERENCES)
+    unknown = tables(make_results(), {})[2]  # 1 is no good policy there
+    assert sentence not in verdict(overall, improvements(runs), cost_table(runs), unknown)
 
 
 def test_verdict_says_when_the_winner_is_hardly_better() -> None:
@@ -258,16 +291,36 @@ def test_verdict_says_when_the_winner_is_hardly_better() -> None:
     ]
     _, runs, _ = tables(results, REFERENCES)
     certain = improvements(runs).assign(low=0.6)
-    head = verdict(summaries(runs), certain, cost_table(runs))[0]
+    head = verdict(summaries(runs), certain, cost_table(runs), REFERENCES)[0]
     assert head == "one wins, but not by much: the intervals of its score and of two's overlap."
+
+
+def test_verdict_says_when_the_highest_score_loses_more_often() -> None:
+    """Far ahead on one environment of five, a little behind on the four others."""
+    scores = {"A": (80.0, 20.0), "B": (50.0, 55.0), "C": (50.0, 55.0), "D": (50.0, 55.0), "E": (50.0, 55.0)}
+    results = [
+        make_result(name, env, seed, (0.0, 1.0, last + 0.1 * seed))
+        for env, both in scores.items()
+        for name, last in zip(("one", "two"), both, strict=True)
+        for seed in range(5)
+    ]
+    _, runs, references = tables(results, dict.fromkeys(scores, Reference(0, 100, "test")))
+    overall = summaries(runs)
+    overall.loc[(overall["algorithm"] == "one") & (overall["summary"] == "IQM"), "value"] = 0.9
+    sentences = verdict(overall, improvements(runs), cost_table(runs), references)
+    assert sentences[0] == (
+        "No clear winner: one has the highest score, yet a run of two beats one of it on the same environment more often than "
+        "not."
+    )
+    assert "A run of one beats one of two with probability 0.20 [0.20, 0.20]" in sentences[2]
 
 
 def test_verdict_claims_nothing_it_cannot() -> None:
     results = [make_result(name, "A", seed, (0.0, 1.0, 10.0 + seed % 3)) for name in ("one", "two") for seed in range(3)]
     _, runs, _ = tables(results, REFERENCES)
-    sentences = verdict(summaries(runs), improvements(runs), cost_table(runs))
+    sentences = verdict(summaries(runs), improvements(runs), cost_table(runs), REFERENCES)
     assert sentences[0].startswith("No clear winner: ")
-    assert sentences[-1] == "Caution: with 3 seeds intervals come out too narrow; take at least 5."
+    assert sentences[-1] == "Caution: with 3 seeds the intervals come out too narrow; take at least 5."
 
 
 def test_curves_over_seconds_end_with_the_quickest_seed() -> None:
@@ -317,6 +370,12 @@ def test_tables_are_tidy(tmp_path: Path) -> None:
     assert json.loads(evaluations[keys].head(1).to_json(orient="records")) == [
         {"algorithm": "good", "environment": "A", "seed": 0, "point": 0}
     ]
+
+
+def test_report_without_references_claims_no_random_policy(tmp_path: Path) -> None:
+    page = write_report(make_results(), (), {}, tmp_path, None).report.read_text()
+    assert "0 is a random policy" not in page
+    assert page.count("no environment has reference scores: 0 is the lowest score of this comparison") == 2
 
 
 def test_report_of_environments_with_own_steps(tmp_path: Path) -> None:

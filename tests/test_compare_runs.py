@@ -1,25 +1,29 @@
 """Comparison: names and settings against RL Zoo, and real (short) runs."""
 
 import importlib.util
+import io
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from gymnasium import spaces
 
 from sb3_attention_ac.compare.__main__ import main
 from sb3_attention_ac.compare.errors import CompareError
-from sb3_attention_ac.compare.experiment import merge
+from sb3_attention_ac.compare.experiment import merge, read_hyperparams
 from sb3_attention_ac.compare.jobs import plan, read_finished
 from sb3_attention_ac.compare.run import run
 from sb3_attention_ac.compare.settings import Job, Protocol, Variant
-from sb3_attention_ac.compare.storage import Result, to_text, write_atomically
+from sb3_attention_ac.compare.storage import Evaluation, Result, to_text, write_atomically
 from sb3_attention_ac.compare.variants import SHIPPED, collect_variants, load_variants
 
 # RL Zoo imports what it finds installed
@@ -104,6 +108,35 @@ def test_hyperparams_of_sb3_of_a_folder_and_of_a_file(tmp_path: Path) -> None:
     assert one_job("a2c", source=str(tmp_path / "ppo.yml")).hyperparams["gamma"] == 0.5
 
 
+@pytest.mark.parametrize("text", ["CartPole-v1: 5", "- CartPole-v1", "", "CartPole-v1: {gamma: 1, gamma: 2}"])
+def test_wrong_file_of_hyperparams_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ppo.yml").write_text(text)
+    for source in (tmp_path, tmp_path / "ppo.yml"):
+        with pytest.raises(CompareError, match=r"ppo\.yml must map environments to hyperparameters"):
+            one_job(source=str(source))
+    (tmp_path / "notes.txt").write_text("CartPole-v1: {policy: MlpPolicy}")
+    with pytest.raises(CompareError, match=r"notes\.txt'; give 'zoo', 'sb3', a folder .* or one YAML file"):
+        one_job(source=str(tmp_path / "notes.txt"))
+
+
+def test_policy_of_a_variant_must_exist() -> None:
+    with pytest.raises(
+        CompareError, match="policy of ppo in the variant 'ppo' 'MlpPolicyy'; the closest known names are: MlpP"
+    ):
+        one_job(policy="MlpPolicyy")
+    with pytest.raises(CompareError, match="policy of ppo in the variant 'ppo' '3'"):
+        one_job(policy=3)
+
+
+def test_observations_without_a_policy_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = spaces.Dict({"image": spaces.Box(0, 1, (3,)), "mission": spaces.Text(5)})
+    variant = Variant("ppo", "ppo")
+    with pytest.raises(CompareError, match=r"no policy for the observations of Any-v0.*env_wrapper"):
+        read_hyperparams(variant, "Any-v0", space, 100, "sb3")
+    wrapped = replace(variant, changes={"env_wrapper": "minigrid.wrappers.FlatObsWrapper"})
+    assert "env_wrapper" in read_hyperparams(wrapped, "Any-v0", space, 100, "sb3")
+
+
 def test_changes_are_merged_into_python_source() -> None:
     merged = merge({"policy_kwargs": "dict(a=1, b=2)", "gamma": 0.9}, {"policy_kwargs": {"b": 3}, "gamma": 0.8})
     assert eval(merged["policy_kwargs"]) == {"a": 1, "b": 3}
@@ -118,12 +151,23 @@ def test_variant_files(tmp_path: Path) -> None:
     for text, message in {
         "a: {algo: ppo, hyperparam: {}}": "the closest known names are: hyperparams",
         "a: {}": "must have an `algo`",
+        "a: {algo: 5}": "its 'algo' is 5",
+        "a: {algo: [ppo]}": r"its 'algo' is \['ppo'\]",
+        "a: {algo: ppo, source: 5}": "its 'source' is 5",
+        "a: {algo: ppo, hyperparams: []}": r"its 'hyperparams' is \[\]",
+        "a: ppo": "at 'a' it has 'ppo', not a mapping",
+        "a: {algo: ppo}\na: {algo: a2c}": "the key 'a' stands twice",
+        "a: {algo: ppo, hyperparams: {gamma: 0.9, gamma: 0.8}}": "the key 'gamma' stands twice",
         "- a": "must map names of variants",
-        "a: [": "is not valid YAML",
+        "": "it holds nothing",
+        "a: [": "cannot be read",
+        "ä: {algo: ppo}": "cannot be read",  # written as Latin-1
     }.items():
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
         with pytest.raises(CompareError, match=message):
             load_variants(str(path))
+    path.write_text("a: {algo: ppo, hyperparams: &one {gamma: 0.9}}\nb: {algo: ppo, hyperparams: {<<: *one, gamma: 0.8}}")
+    assert [variant.changes for variant in load_variants(str(path))] == [{"gamma": 0.9}, {"gamma": 0.8}]
     path.write_text("ppo: {algo: a2c}")
     with pytest.raises(CompareError, match="Two different variants are called 'ppo'"):
         collect_variants(["ppo"], [str(path)])
@@ -153,6 +197,24 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(CompareError, match=r"protocol\.steps is 256 there, 512 asked"):
         read_finished([one_job("a2c", protocol=longer)], tmp_path)
     assert read_finished([one_job("a2c")], tmp_path) == {}
+
+
+def test_all_finished_runs_are_reported_on_any_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to run: settings.json is still that of the call, and a Latin-1 terminal has no arrow."""
+    protocol = Protocol(steps=256, evaluations=1, episodes=2)
+    evaluations = (Evaluation(0, 0, 0.0, (20.0, 30.0), (20, 30)), Evaluation(1, 256, 1.0, (90.0, 80.0), (90, 80)))
+    for seed in range(2):
+        job = replace(one_job(protocol=protocol), seed=seed)
+        result = Result(job, evaluations, 256, 1.0, 1.0, 1, {}, {"time": "2026"})
+        write_atomically(tmp_path / job.folder / "result.json", to_text(result))
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", terminal)
+    arguments = ["--algos", "ppo", "--envs", "CartPole-v1", "--steps", "256", "--evaluations", "1", "--episodes", "2"]
+    assert main([*arguments, "--seeds", "2", "--out", str(tmp_path)]) == 0
+    terminal.flush()
+    assert b"final IQM ?" in written.getvalue()
+    assert json.loads((tmp_path / "settings.json").read_text())["seeds"] == [0, 1]
 
 
 def test_corrupt_result_is_named_and_rerun_on_request(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Command line: ``python -m sb3_attention_ac.compare --algos aac ppo --envs CartPole-v1``."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: Exit code: 0 if all runs have finished, 1 if some failed, 2 if nothing could be reported
     """
     given = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without arrows shall not end hours of training in an error
     try:
         protocol = Protocol(
             steps=given.steps,

@@ -95,10 +95,10 @@ def compare(
     pending = [job for job in jobs if job.folder not in finished]
     command = shlex.join(sys.orig_argv)
     outcomes: list[Outcome] = []
+    joblib_settings = joblib_backend(backend, address) if pending else {}
+    _write_settings(jobs, out, command)
     if pending:
-        joblib_settings = joblib_backend(backend, address)
         default = -1 if backend == "ray" else joblib.cpu_count(only_physical_cores=True)
-        _write_settings(jobs, out, command)
         outcomes = execute(pending, out, command, n_jobs or default, joblib_settings, done=len(finished))
         finished = read_finished(jobs, out, rerun_corrupt)
     failures = tuple(f"{outcome.job}: {outcome.failure}" for outcome in outcomes if outcome.failure is not None)

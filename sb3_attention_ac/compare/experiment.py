@@ -13,12 +13,13 @@ from gymnasium.envs.registration import parse_env_id
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_attention_ac.compare.errors import CompareError
+from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.names import known_algorithms
 from sb3_attention_ac.compare.settings import Job, Variant
+from sb3_attention_ac.compare.yaml_files import read_entries
 
 # Arguments of RL Zoo which are Python source there when they are text
 SOURCE_TEXTS = ("policy_kwargs", "replay_buffer_kwargs", "env_kwargs", "normalize")
@@ -33,7 +34,8 @@ def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, 
     :param source: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml`` (RL Zoo's file for algorithms it lacks), or one
         file for whatever algorithm
     :return: Hyperparameters in the format of RL Zoo, the changes of the variant applied
-    :raises CompareError: If ``source`` is none of these, or the file has no entry for the environment
+    :raises CompareError: If ``source`` is none of these, the file has no entry for the environment, or the algorithm has not
+        the policy or no policy for such observations
     """
     source = variant.source or source
     policy = policy_name(variant.algo, space)
@@ -42,20 +44,38 @@ def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, 
     else:
         hyperparams = _read_file(variant.algo, env, source)
     hyperparams = merge(hyperparams, variant.changes)
-    # RL Zoo's default entry for ppo_lstm names a policy RecurrentPPO does not have
-    name = hyperparams.get("policy", policy)
+    name = str(hyperparams.get("policy", policy))
     aliases = known_algorithms()[variant.algo].policy_aliases
-    hyperparams["policy"] = name if "." in name or name in aliases else policy
-    return {**hyperparams, "n_timesteps": steps}
+    if "." not in name and name not in aliases:
+        if "policy" in variant.changes:
+            raise unknown_name(f"policy of {variant.algo} in the variant {variant.name!r}", name, aliases)
+        name = policy  # RL Zoo's default entry for ppo_lstm names one that RecurrentPPO does not have
+    if "env_wrapper" not in hyperparams:
+        _check_observations(space, variant.algo, env)
+    return {**hyperparams, "policy": name, "n_timesteps": steps}
+
+
+def _check_observations(space: Space[Any], algo: str, env: str) -> None:
+    try:
+        get_obs_shape(space)
+    except NotImplementedError as error:
+        raise CompareError(
+            f"Stable-Baselines3 has no policy for the observations of {env}, {space}. Name a wrapper that changes them "
+            f"(`env_wrapper`) in an entry for {algo} and this environment, see --hyperparams."
+        ) from error
 
 
 def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
     config = None  # RL Zoo's own file
     if source != "zoo":
         given = Path(source)
-        if not given.exists():
-            raise CompareError(f"--hyperparams is {source!r}; give 'zoo', 'sb3', a folder with files <algo>.yml, or one file.")
+        if not given.exists() or (given.is_file() and given.suffix not in (".yml", ".yaml")):
+            raise CompareError(
+                f"--hyperparams is {source!r}; give 'zoo', 'sb3', a folder with files <algo>.yml, or one YAML file."
+            )
         file = given if given.is_file() else given / f"{algo}.yml"
+        if file.is_file():
+            read_entries(file, "environments to hyperparameters")
         config = str(file) if file.is_file() else None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read

@@ -1,6 +1,7 @@
 """The pictures of a report."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
@@ -65,9 +66,10 @@ def learning_curves(curves: pd.DataFrame, against: str) -> Figure:
     return figure
 
 
-def summary_intervals(summaries: pd.DataFrame) -> Figure:
+def summary_intervals(summaries: pd.DataFrame, scale: str) -> Figure:
     """
     :param summaries: See :func:`~sb3_attention_ac.compare.statistics.summaries`
+    :param scale: What 0 and 1 stand for
     :return: One panel per summary of the final score, and one for the IQM of the area under the curve
     """
     wanted = [("final", "IQM", "IQM of the final score →"), ("final", "median", "median of the final score →")]
@@ -89,7 +91,7 @@ def summary_intervals(summaries: pd.DataFrame) -> Figure:
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_yticks(range(len(algorithms)), algorithms)
     axes[0].set_ylim(len(algorithms) - 0.4, -0.6)
-    figure.supxlabel("common scale: 0 is a random policy, 1 a good one", fontsize=9)
+    figure.supxlabel("\n".join(textwrap.wrap(f"common scale: {scale}", 140)), fontsize=9)
     return figure
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sb3_attention_ac.compare import figures
 from sb3_attention_ac.compare.comparison import Comparison
-from sb3_attention_ac.compare.scores import Reference
+from sb3_attention_ac.compare.scores import Reference, scale
 from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, mean_curves, score_matrices, summaries
 from sb3_attention_ac.compare.storage import Result, write_atomically
 from sb3_attention_ac.compare.tables import on_common_seconds, tables
@@ -52,7 +52,7 @@ def write_report(
     for name, table in {"evaluations": evaluations, "runs": runs, "summaries": overall, "improvement": pairs}.items():
         write_atomically(out / f"{name}.csv", table.to_csv(index=False))
     texts = [
-        summary_table(overall, runs),
+        summary_table(overall, runs, references),
         task_table(runs, "final", "Final score", "Mean return at the end of training, mean over seeds."),
         task_table(
             runs, "area", "Whole curve", "Mean height of the learning curve over the steps of training, mean over seeds."
@@ -60,8 +60,8 @@ def write_report(
     ]
     texts += [] if seconds is None else [equal_seconds_table(evaluations, seconds)]
     texts.append(reference_table(references))
-    sentences = verdict(overall, pairs, cost_table(runs)) + _gaps(runs) + _excess(runs, asked)
-    drawn = _draw(evaluations, overall, pairs, asked)
+    sentences = verdict(overall, pairs, cost_table(runs), references) + _gaps(runs) + _excess(runs, asked)
+    drawn = _draw(evaluations, overall, pairs, asked, references)
     pictures = {name: _save(figure, out / "figures" / name) for name, figure in drawn.items()}
     write_atomically(out / "table.md", _markdown(sentences, failures, texts))
     report = out / "report.html"
@@ -99,11 +99,15 @@ def _excess(runs: pd.DataFrame, asked: Mapping[str, int]) -> list[str]:
 
 
 def _draw(
-    evaluations: pd.DataFrame, overall: pd.DataFrame, pairs: pd.DataFrame, asked: Mapping[str, int]
+    evaluations: pd.DataFrame,
+    overall: pd.DataFrame,
+    pairs: pd.DataFrame,
+    asked: Mapping[str, int],
+    references: Mapping[str, Reference],
 ) -> dict[str, Figure]:
     drawn = {"curves_steps": figures.learning_curves(mean_curves(evaluations, "steps"), "steps")}
     if len(overall):
-        drawn["intervals"] = figures.summary_intervals(overall)
+        drawn["intervals"] = figures.summary_intervals(overall, scale(references))
     if len(pairs):
         drawn["improvement"] = figures.improvement_matrix(pairs)
     if evaluations["environment"].nunique() > 1 and len(overall):

@@ -1,4 +1,4 @@
-"""Scores on a common scale: 0 is a random policy, 1 is a good one."""
+"""Scores on a common scale: 0 is a random policy and 1 a good one, where the environment has reference scores."""
 
 import math
 from collections.abc import Mapping
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from sb3_attention_ac.compare.errors import CompareError
+from sb3_attention_ac.compare.yaml_files import read_entries
 
 SHIPPED = Path(__file__).parent / "references.yml"
+OBSERVED = "lowest and highest score in this comparison"
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,17 @@ def load_references(path: Path | None = None) -> dict[str, Reference]:
     """
     references = {}
     for file in [SHIPPED] if path is None else [SHIPPED, path]:
-        try:
-            entries = yaml.safe_load(file.read_text())
-            for env, entry in entries.items():
+        purpose = "environments to `random` and `good` returns"
+        for env, entry in read_entries(file, purpose).items():
+            try:
                 reference = Reference(
                     float(entry["random"]), float(entry["good"]), f"{file.name}: {entry.get('origin', 'given')}"
                 )
-                if not reference.random < reference.good < math.inf:  # NaN neither
-                    raise ValueError(f"good must be a finite return above random for {env}")
-                references[env] = reference
-        except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CompareError(f"{file} must map environments to `random` and `good` returns ({error!r}).") from error
+            except (KeyError, TypeError, ValueError) as error:
+                raise CompareError(f"{file} must map {purpose}; at {env!r} it has {entry!r}.") from error
+            if not reference.random < reference.good < math.inf:  # NaN neither
+                raise CompareError(f"{file}: good must be a finite return above random, at {env!r} it has {entry!r}.")
+            references[env] = reference
     return references
 
 
@@ -56,7 +57,7 @@ def references_for(evaluations: pd.DataFrame, known: Mapping[str, Reference]) ->
     """
     references = {}
     for env, scores in evaluations.groupby("environment", sort=False)["score"]:
-        observed = Reference(float(scores.min()), float(scores.max()), "lowest and highest score in this comparison")
+        observed = Reference(float(scores.min()), float(scores.max()), OBSERVED)
         references[str(env)] = known.get(str(env), observed)
     return references
 
@@ -66,8 +67,30 @@ def normalise(scores: pd.Series, environments: pd.Series, references: Mapping[st
     :param scores: Returns
     :param environments: Environment of each
     :param references: Reference scores by environment
-    :return: 0 for random, 1 for good; all 1 where a fallback has seen one score only
+    :return: 0 for random, 1 for good; all 0 where a fallback has seen one score only: nothing has come off the lowest one
     """
     low = environments.map(lambda env: references[env].random).astype(float)
     span = environments.map(lambda env: references[env].good).astype(float) - low
-    return ((scores - low) / span).where(span != 0, 1.0)
+    return ((scores - low) / span).where(span != 0, 0.0)
+
+
+def observed(references: Mapping[str, Reference]) -> list[str]:
+    """
+    :param references: See :func:`references_for`
+    :return: Environments without reference scores
+    """
+    return [env for env, reference in references.items() if reference.origin == OBSERVED]
+
+
+def scale(references: Mapping[str, Reference]) -> str:
+    """
+    :param references: See :func:`references_for`
+    :return: What 0 and 1 stand for on the common scale, in words
+    """
+    known, unknown = "0 is a random policy, 1 a good one", observed(references)
+    if not unknown:
+        return known
+    seen = "0 is the lowest score of this comparison, 1 the highest"
+    if len(unknown) == len(references):
+        return f"no environment has reference scores: {seen}"
+    return f"{known}; but on {', '.join(unknown)}, without reference scores, {seen}"

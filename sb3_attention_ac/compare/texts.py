@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from sb3_attention_ac.compare.scores import Reference
+from sb3_attention_ac.compare.scores import Reference, scale
 from sb3_attention_ac.compare.statistics import per_task
 from sb3_attention_ac.compare.tables import at_equal_seconds
 from sb3_attention_ac.compare.verdict import cost_table
@@ -74,10 +74,11 @@ def with_interval(row: pd.Series, column: str, digits: int | None = None) -> str
     return text(row[column]) if pd.isna(row["low"]) else f"{text(row[column])} [{text(row['low'])}, {text(row['high'])}]"
 
 
-def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame) -> Table:
+def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mapping[str, Reference]) -> Table:
     """
     :param summaries: See :func:`~sb3_attention_ac.compare.statistics.summaries`
     :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :param references: Reference scores used
     :return: One row per algorithm: scores over all environments, and cost
     """
     wanted = [
@@ -103,7 +104,7 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame) -> Table:
     header = ["algorithm", *(title for *_, title in wanted), "steps/s", "minutes per run", "parameters", "runs"]
     return Table(
         "Over all environments",
-        "On the common scale: 0 is a random policy, 1 a good one. IQM: mean of the middle half of all runs. Median: over "
+        f"On the common scale: {scale(references)}. IQM: mean of the middle half of all runs. Median: over "
         "environments, of the means over seeds. Optimality gap: how far runs stay below 1. Whole curve: mean height of the "
         "learning curve, so early learning counts. In brackets: 95 % bootstrap interval over seeds. Bold: the best number, "
         "which may be best by chance. Time is that of training alone, in the median run.",

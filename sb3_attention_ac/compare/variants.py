@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from types import NoneType
 from typing import Any
-
-import yaml
 
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.names import check_algorithm
 from sb3_attention_ac.compare.settings import Variant
+from sb3_attention_ac.compare.yaml_files import read_entries
 
 SHIPPED = Path(__file__).parent / "variants"
 
@@ -24,23 +24,21 @@ def load_variants(name_or_path: str) -> list[Variant]:
     path = shipped.get(name_or_path, Path(name_or_path))
     if not path.is_file():
         raise unknown_name("variant file", name_or_path, shipped)
-    try:
-        entries = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise CompareError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(entries, dict) or not entries:
-        raise CompareError(f"{path} must map names of variants to their settings, see the documentation of --variants.")
-    return [_variant(str(name), entry, path) for name, entry in entries.items()]
+    entries = read_entries(path, "names of variants to their settings, see the documentation of --variants")
+    return [_variant(name, entry, path) for name, entry in entries.items()]
 
 
-def _variant(name: str, entry: Any, path: Path) -> Variant:
-    where = f"The variant {name!r} in {path}"
-    allowed = {"algo", "hyperparams", "source"}
-    if not isinstance(entry, dict) or "algo" not in entry or not isinstance(entry.get("hyperparams") or {}, dict):
-        raise CompareError(f"{where} must have an `algo` and may have a mapping `hyperparams` and a `source`.")
+def _variant(name: str, entry: dict[str, Any], path: Path) -> Variant:
+    allowed: dict[str, tuple[type, ...]] = {"algo": (str,), "hyperparams": (dict, NoneType), "source": (str, NoneType)}
     for key in entry:
         if key not in allowed:
             raise unknown_name(f"key in the variant {name!r} of {path}", str(key), allowed)
+    wrong = [key for key, types in allowed.items() if not isinstance(entry.get(key), types)]
+    if wrong:
+        raise CompareError(
+            f"The variant {name!r} in {path} must have an `algo` (a name) and may have `hyperparams` (a mapping) and a "
+            f"`source` (text); its {wrong[0]!r} is {entry.get(wrong[0])!r}."
+        )
     return Variant(name, entry["algo"], entry.get("hyperparams") or {}, entry.get("source"))
 
 

@@ -1,6 +1,10 @@
 """Who won, by how much, how sure, at what cost: in words."""
 
+from collections.abc import Mapping
+
 import pandas as pd
+
+from sb3_attention_ac.compare.scores import Reference, observed, scale
 
 FEW_SEEDS = 5
 FAR_FROM_GOOD = 0.5  # on the common scale
@@ -22,11 +26,14 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def verdict(summaries: pd.DataFrame, improvements: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
+def verdict(
+    summaries: pd.DataFrame, improvements: pd.DataFrame, costs: pd.DataFrame, references: Mapping[str, Reference]
+) -> list[str]:
     """
     :param summaries: See :func:`~sb3_attention_ac.compare.statistics.summaries`
     :param improvements: See :func:`~sb3_attention_ac.compare.statistics.improvements`
     :param costs: See :func:`cost_table`
+    :param references: Reference scores used
     :return: Sentences, the most important one first
     """
     final = summaries[(summaries["score"] == "final") & (summaries["summary"] == "IQM")].set_index("algorithm")
@@ -40,31 +47,50 @@ def verdict(summaries: pd.DataFrame, improvements: pd.DataFrame, costs: pd.DataF
             *_caution(final),
         ]
     pairs = improvements[improvements["algorithm"] == best].set_index("other")
-    sure = [str(other) for other in ranking.index[1:] if pairs.loc[other, "low"] > 0.5]
-    unsure = [str(other) for other in ranking.index[1:] if str(other) not in sure]
-    if not unsure:
-        # More often the better one, but perhaps by less than anybody would care about
-        close = [str(name) for name, other in list(ranking.iterrows())[1:] if row["low"] <= other["high"]]
-        margin = f", but not by much: the intervals of its score and of {_possessive(close)} overlap" if close else ""
-        head = f"{best} wins{margin}."
-    elif not sure:
-        head = f"No clear winner: these runs do not separate {_names([best, *unsure])}."
-    else:
-        head = (
-            f"{best} has the highest score; it beats {_names(sure)}, but these runs do not separate it from {_names(unsure)}."
-        )
+    scores = ", ".join(f"{name} {_number(other)}" for name, other in ranking.iterrows())
     sentences = [
-        head,
-        f"Final score: {best} {_number(row)}, " + ", ".join(f"{n} {_number(r)}" for n, r in list(ranking.iterrows())[1:]),
+        _head(ranking, pairs),
+        f"Final score: {scores} (IQM over runs with {_seeds(final)}; {scale(references)}).",
     ]
-    seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']:.0f} seeds"
-    sentences[-1] += f" (IQM over runs with {seeds}; 0 is a random policy, 1 a good one)."
-    if row["value"] < FAR_FROM_GOOD:
+    if row["value"] < FAR_FROM_GOOD and not observed(references):
         sentences.append("None comes near a good policy: with more steps the order may be another one.")
     chances = [f"{other} with probability {_interval(pairs.loc[other], 'probability')}" for other in ranking.index[1:]]
     sentences.append(f"A run of {best} beats one of {', '.join(chances)} (one half is a coin toss).")
     sentences.append(_cost(costs.loc[list(ranking.index)]))
     return sentences + _caution(final)
+
+
+def _head(ranking: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """
+    :param ranking: Summaries of the final score by algorithm, the highest first
+    :param pairs: How probably a run of the first beats one of each other
+    :return: Who won, or why nobody did
+    """
+    best, row, others = str(ranking.index[0]), ranking.iloc[0], [str(name) for name in ranking.index[1:]]
+    better, worse = pairs["low"].gt(0.5), pairs["high"].lt(0.5)  # neither where there is no interval
+    sure = [other for other in others if better[other]]
+    against = [other for other in others if worse[other]]
+    unsure = [other for other in others if other not in sure + against]
+    if against:
+        # It is ahead by a lot on few environments, and behind by a little on many
+        return (
+            f"No clear winner: {best} has the highest score, yet a run of {' or '.join(against)} beats one of it on the same "
+            "environment more often than not."
+        )
+    if not unsure:
+        # More often the better one, but perhaps by less than anybody would care about
+        close = [other for other in others if row["low"] <= ranking.loc[other, "high"]]
+        margin = f", but not by much: the intervals of its score and of {_possessive(close)} overlap" if close else ""
+        return f"{best} wins{margin}."
+    if not sure:
+        return f"No clear winner: these runs do not separate {_names([best, *unsure])}."
+    return f"{best} has the highest score; it beats {_names(sure)}, but these runs do not separate it from {_names(unsure)}."
+
+
+def _seeds(final: pd.DataFrame) -> str:
+    fewest, most = int(final["seeds"].min()), int(final["seeds"].max())
+    numbers = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"{numbers} seed{'s' if most > 1 else ''}"
 
 
 def _names(names: list[str]) -> str:
@@ -92,9 +118,14 @@ def _cost(costs: pd.DataFrame) -> str:
 
 
 def _caution(final: pd.DataFrame) -> list[str]:
-    fewest = int(final["seeds"].min())
-    if fewest == 1:
-        return ["Caution: one seed says nothing about how another would end; there are no intervals."]
-    if fewest < FEW_SEEDS:
-        return [f"Caution: with {fewest} seeds intervals come out too narrow; take at least {FEW_SEEDS}."]
-    return []
+    one = [str(name) for name, seeds in final["seeds"].items() if seeds == 1]
+    few = [str(name) for name, seeds in final["seeds"].items() if 1 < seeds < FEW_SEEDS]
+    cautions = []
+    if one:
+        whose = "" if len(one) == len(final) else f" for {_names(one)}"
+        cautions.append(f"Caution: one seed says nothing about how another would end; there are no intervals{whose}.")
+    if few:
+        whose = "" if len(few) == len(final) else f" of {_names(few)}"
+        seeds = _seeds(final.loc[few])
+        cautions.append(f"Caution: with {seeds} the intervals{whose} come out too narrow; take at least {FEW_SEEDS}.")
+    return cautions
