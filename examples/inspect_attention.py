@@ -13,6 +13,7 @@ import numpy as np
 import rl_zoo3.import_envs  # noqa: F401
 from matplotlib.figure import Figure
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.inspection import attention_weights, collect_trajectory, plot_attention, trajectory_values
@@ -37,6 +38,7 @@ def main() -> None:
     """Load or train a model and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="A saved model; without one, a model is trained")
+    parser.add_argument("--stats", help="The model's vecnormalize.pkl, if it was trained with VecNormalize")
     parser.add_argument("--env", default="CartPoleNoVel-v1", help="Environment ID")
     parser.add_argument("--network", default="actor", choices=["actor", "critic"], help="Whose attention to draw")
     parser.add_argument("--steps", type=int, default=30_000, help="Number of training steps")
@@ -53,7 +55,11 @@ def main() -> None:
         model.learn(args.steps)
     else:
         model = AAC.load(args.model)
-    windows = collect_trajectory(model, make_vec_env(args.env, seed=1), args.length)
+    env = make_vec_env(args.env, seed=1)
+    if args.stats is not None:  # observations and rewards as in training
+        env = VecNormalize.load(args.stats, env)
+        env.training = False
+    windows = collect_trajectory(model, env, args.length)
     starts = windows.episode_starts[0].cpu().numpy()
     plot_attention(attention_weights(model.policy, windows, args.network), starts).savefig(args.out, dpi=150)
     plot_values(trajectory_values(model.policy, windows), starts).savefig(args.out_values, dpi=150)

@@ -9,9 +9,11 @@ Pendulum-v1 with the live prediction, unless a saved model is given.
 import argparse
 
 import numpy as np
+import rl_zoo3.import_envs  # noqa: F401
 import torch as th
 from matplotlib.figure import Figure
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.inspection import collect_trajectory
@@ -45,6 +47,7 @@ def main() -> None:
     """Load or train a model and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="A saved model, trained with aux_loss='live'; without one, a model is trained")
+    parser.add_argument("--stats", help="The model's vecnormalize.pkl, if it was trained with VecNormalize")
     parser.add_argument("--env", default="Pendulum-v1", help="Environment ID")
     parser.add_argument("--steps", type=int, default=20_000, help="Number of training steps")
     parser.add_argument("--length", type=int, default=200, help="Number of steps of the trajectory")
@@ -57,7 +60,11 @@ def main() -> None:
         model.learn(args.steps)
     else:
         model = AAC.load(args.model)
-    windows = collect_trajectory(model, make_vec_env(args.env, seed=1), args.length + 1)
+    env = make_vec_env(args.env, seed=1)
+    if args.stats is not None:  # observations and rewards as in training
+        env = VecNormalize.load(args.stats, env)
+        env.training = False
+    windows = collect_trajectory(model, env, args.length + 1)
     # The action taken at a step, and what it led to, are written in the step after it
     actions, rewards = windows.previous_actions[:, 1:], windows.previous_rewards[:, 1:]
     features = model.policy.window_features(windows, model.policy.vf_features_extractor)[:, 1:].detach()

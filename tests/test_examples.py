@@ -9,6 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_attention_ac import AAC
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -39,6 +43,18 @@ def test_train_evaluate_inspect(run, tmp_path, capsys):
 def test_predict_next(run, tmp_path):
     run("predict_next.py", "--steps", "1024", "--length", "20")
     assert (tmp_path / "prediction.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_normalized_model_is_shown_with_its_statistics(run, tmp_path):
+    venv = VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=0))
+    model = AAC("MlpPolicy", venv, n_steps=64, aux_loss="live").learn(128)
+    model.save("model")
+    venv.save("vecnormalize.pkl")
+    given = ["--model", "model", "--env", "CartPole-v1", "--stats", "vecnormalize.pkl", "--length", "20"]
+    run("inspect_attention.py", *given, "--network", "critic")
+    run("predict_next.py", *given)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"attention.png", "values.png", "prediction.png"}
 
 
 @pytest.mark.slow
