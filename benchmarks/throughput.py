@@ -8,9 +8,11 @@ Steps per second and peak memory of AttentionActorCritic, of SB3's algorithms, a
     python benchmarks/throughput.py --envs CarRacing-v3 --n-envs 8 --device cuda --network d_model=256 --bf16 --compile
 
 Every algorithm runs in a process of its own, one process at a time, and the repetitions are interleaved (A B C A B C ...), so
-that a machine which gets slower or faster does so for all of them. All algorithms have the same n_steps, batch size, epochs
-and width; A2C, which has neither minibatches nor epochs, has the n_steps of its own defaults. "random" steps the environments
-with random actions; its process has loaded the same libraries, so its peak memory is what the others start from.
+that a machine which gets slower or faster does so for all of them. Every repetition is a training run with a seed of its own:
+what a step of an environment costs may depend on what was learned (LunarLander-v3), and that differs between runs. All
+algorithms have the same n_steps, batch size, epochs and width; A2C, which has neither minibatches nor epochs, has the n_steps of
+its own defaults. "random" steps the environments with random actions; its process has loaded the same libraries, so its peak
+memory is what the others start from.
 
 Where observations are images the policies are convolutional. ``--bf16`` and ``--compile`` are for all algorithms: updates
 under ``torch.autocast`` with bfloat16, and networks compiled by ``torch.compile`` (in the rollout that does not count).
@@ -22,7 +24,6 @@ thread these are the ones to compare on a busy machine. With a GPU only the cloc
 
 import argparse
 import contextlib
-import functools
 import itertools
 import os
 import resource
@@ -51,7 +52,7 @@ NETWORK_SWEEPS = ("context_length", "d_model", "n_layers")
 # --- in the process of one algorithm ------------------------------------------------------------------------------------
 
 
-def _make_model(setup: Setup) -> Any:
+def _make_model(setup: Setup, seed: int) -> Any:
     import torch as th
     from sb3_contrib import RecurrentPPO
     from stable_baselines3 import A2C, PPO
@@ -61,11 +62,11 @@ def _make_model(setup: Setup) -> Any:
     from sb3_attention_ac import AAC
 
     th.set_num_threads(setup.threads)
-    env = make_vec_env(setup.env, n_envs=setup.n_envs, seed=0)
+    env = make_vec_env(setup.env, n_envs=setup.n_envs, seed=seed)
     if setup.algo == "random":
         return env
     kind = "Cnn" if is_image_space(env.observation_space) else "Mlp"
-    common = {"seed": 0, "device": setup.device}
+    common = {"seed": seed, "device": setup.device}
     if setup.algo == "a2c":
         return A2C(f"{kind}Policy", env, **common)  # type: ignore[arg-type]
     common |= {"n_steps": setup.n_steps, "batch_size": setup.batch_size, "n_epochs": setup.n_epochs}
@@ -88,11 +89,10 @@ def _compile(policy: Any) -> None:
             module.compile()
 
 
-@functools.cache
-def _make_ready(setup: Setup) -> Any:
+def _make_ready(setup: Setup, seed: int) -> Any:
     import torch as th
 
-    model = _make_model(setup)
+    model = _make_model(setup, seed)
     if setup.algo == "random":
         return model
     if setup.compiled:
@@ -158,15 +158,16 @@ def _run(setup: Setup, model: Any, steps: int) -> Measurement:
     return _step_randomly(model, steps) if setup.algo == "random" else _train(model, steps)
 
 
-def measure(setup: Setup, steps: int) -> Measurement:
+def measure(setup: Setup, steps: int, seed: int) -> Measurement:
     """
-    One repetition, called in the setup's own process. The repetitions train the same model further.
+    One repetition, called in the setup's own process: a training run of its own.
 
     :param setup: What to measure
     :param steps: Number of steps, over all environments
+    :param seed: Seed of the run
     :return: What they took
     """
-    model = _make_ready(setup)
+    model = _make_ready(setup, seed)
     # One rollout that does not count: while the process waited for its turn, its memory may have been reclaimed
     _run(setup, model, 1)
     return _run(setup, model, steps)
@@ -207,9 +208,9 @@ def measure_interleaved(setups: list[Setup], steps: int, repeats: int) -> list[R
     measurements: list[list[Measurement]] = [[] for _ in setups]
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(own_process()) for _ in setups]
-        for _ in range(repeats):
+        for seed in range(repeats):
             for setup, process, done in zip(setups, processes, measurements, strict=True):
-                done.append(process.submit(measure, setup, steps).result())
+                done.append(process.submit(measure, setup, steps, seed).result())
     return [summarize(setup, done) for setup, done in zip(setups, measurements, strict=True)]
 
 
@@ -244,7 +245,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n-envs", nargs="+", type=int, default=[1, 8], help="Numbers of environments")
     parser.add_argument("--algos", nargs="+", choices=ALGORITHMS, default=["aac", "ppo", "a2c", "random"])
     parser.add_argument("--steps", type=int, default=6_144, help="Steps of a repetition, over all environments")
-    parser.add_argument("--repeats", type=int, default=5, help="Number of repetitions")
+    parser.add_argument("--repeats", type=int, default=5, help="Number of repetitions, with the seeds 0, 1, ...")
     parser.add_argument("--threads", type=int, default=1, help="Number of PyTorch threads")
     parser.add_argument("--device", default="cpu", help="PyTorch device")
     parser.add_argument("--n-steps", type=int, default=256, help="Steps of each environment in a rollout (not of A2C)")
