@@ -10,7 +10,7 @@ Steps per second and peak memory of AttentionActorCritic, of SB3's algorithms, a
 Every algorithm runs in a process of its own, one process at a time, and the repetitions are interleaved (A B C A B C ...), so
 that a machine which gets slower or faster does so for all of them. Every repetition is a training run with a seed of its own:
 what a step of an environment costs may depend on what was learned (LunarLander-v3), and that differs between runs. All
-algorithms have the same n_steps, batch size, epochs and width; A2C, which has neither minibatches nor epochs, has the n_steps of
+algorithms have the same n_steps, batch size, epochs and width; A2C, without minibatches and epochs, has the n_steps of
 its own defaults. "random" steps the environments with random actions; its process has loaded the same libraries, so its peak
 memory is what the others start from.
 
