@@ -34,10 +34,10 @@ class Rotary(nn.Module):
 
     def forward(self, positions: th.Tensor) -> th.Tensor:
         """
-        :param positions: [T] or [N, T]
-        :return: Complex numbers of length one that turn a pair, [..., T, 1, 1, head_dim // 2]
+        :param positions: [T]
+        :return: Complex numbers of length one that turn a pair, [T, 1, 1, head_dim // 2]
         """
-        angles = positions[..., None, None, None] * self.frequencies
+        angles = positions[:, None, None, None] * self.frequencies
         return th.polar(th.ones_like(angles), angles)
 
     @staticmethod

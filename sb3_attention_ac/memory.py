@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+import torch.nn.functional as F
 from torch import nn
 
 from sb3_attention_ac.encoder import TrajectoryEncoder
@@ -68,6 +69,8 @@ class TrajectoryStepper:
         self.encoder: TrajectoryEncoder = trunk.encoder
         self.trunk, self.mlp = trunk, mlp
         self.n_context, self.n_slots = n_context, n_context + chunk_length
+        self._slots = th.arange(self.n_slots, device=self.encoder.norm.weight.device)
+        self._turns = self.encoder.rotary(self._slots)
 
     def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int, device: th.device) -> TrajectoryMemory:
         """:return: A memory without a past"""
@@ -83,37 +86,32 @@ class TrajectoryStepper:
             th.full((n_envs,), self.n_context, device=device),
         )
 
-    def recall(self, memory: TrajectoryMemory, rows: th.Tensor) -> None:
+    def recall(self, memory: TrajectoryMemory) -> None:
         """
         Compute keys and values of the context slots anew, in place, and go on after them.
 
         :param memory: A memory whose features and events of the slots 0 ... n_context - 1 and whose ``start`` are set
-        :param rows: Which rows to do, [M]
         """
         n = self.n_context
-        memory.position[rows] = n
+        memory.position.fill_(n)
         if n == 0:
             return
-        slots = th.arange(n, device=rows.device)
-        episode_ids = (slots >= memory.start[rows].unsqueeze(1)).long()  # [M, n]; steps of older episodes are never read
-        features, events = memory.features[rows, :n], memory.events[rows, :n]
+        episode_ids = (self._slots[:n] >= memory.start.unsqueeze(1)).long()  # [N, n]; steps of older episodes are never read
+        features, events = memory.features[:, :n], memory.events[:, :n]
         n_previous = self.trunk.n_previous
         previous = local_window(features, episode_ids, n_previous) if n_previous > 0 else None
         tokens = self.encoder.tokens(self.trunk.latents(self.mlp, features, previous), events)
         for i, (keys, values) in enumerate(self.encoder.all_keys_values(tokens, episode_ids)):
-            memory.keys[rows, i, :, :n] = keys
-            memory.values[rows, i, :, :n] = values
+            memory.keys[:, i, :, :n] = keys
+            memory.values[:, i, :, :n] = values
 
     def _make_room(self, memory: TrajectoryMemory) -> None:
-        """Where all slots are taken, move the last n_context steps to the front, in place."""
-        rows = (memory.position >= self.n_slots).nonzero().squeeze(1)
-        if len(rows) == 0:
-            return
+        """Move the last n_context steps to the front, in place."""
         n = self.n_context
-        memory.features[rows, :n] = memory.features[rows, self.n_slots - n :]
-        memory.events[rows, :n] = memory.events[rows, self.n_slots - n :]
-        memory.start[rows] = (memory.start[rows] - (self.n_slots - n)).clamp(min=0)
-        self.recall(memory, rows)
+        memory.features[:, :n] = memory.features[:, self.n_slots - n :].clone()
+        memory.events[:, :n] = memory.events[:, self.n_slots - n :].clone()
+        memory.start.sub_(self.n_slots - n).clamp_(min=0)
+        self.recall(memory)
 
     def step(self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor) -> TrunkOutput:
         """
@@ -125,30 +123,50 @@ class TrajectoryStepper:
         :param episode_start: Whether s_t is the first step of its episode, [N]
         :return: What the trunk makes of it, [N, ...]
         """
-        self._make_room(memory)
-        position, rows = memory.position, th.arange(len(features), device=features.device)
-        memory.start[episode_start] = position[episode_start]
-        memory.features[rows, position] = features
-        memory.events[rows, position] = events
+        position, last = (int(extreme) for extreme in memory.position.aminmax())
+        if position == last:
+            return self._step(memory, position, features, events, episode_start)
+        # Memories of different ages, put together by hand: all of one age at a time
+        positions, ages = memory.position.unique(return_inverse=True)
+        outputs, order = [], []
+        for age, position in enumerate(positions.tolist()):
+            rows = (ages == age).nonzero().squeeze(1)
+            part = TrajectoryMemory._make(tensor[rows] for tensor in memory)
+            outputs.append(self._step(part, position, features[rows], events[rows], episode_start[rows]))
+            for whole, stepped in zip(memory, part, strict=True):
+                whole[rows] = stepped
+            order.append(rows)
+        restored = th.cat(order).argsort()
+        return TrunkOutput._make(th.cat(parts)[restored] for parts in zip(*outputs, strict=True))
+
+    def _step(
+        self, memory: TrajectoryMemory, position: int, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor
+    ) -> TrunkOutput:
+        """:meth:`step` of memories whose next free slot is the same, ``position``"""
+        if position == self.n_slots:
+            self._make_room(memory)
+            position = self.n_context
+        memory.start.masked_fill_(episode_start, position)
+        memory.features[:, position] = features
+        memory.events[:, position] = events
+        is_current = self._slots >= memory.start.unsqueeze(1)  # [N, S]
 
         previous = None
+        n_previous = min(self.trunk.n_previous, position)
         if self.trunk.n_previous > 0:
-            lags = th.arange(-self.trunk.n_previous, 0, device=features.device)
-            slots = position.unsqueeze(1) + lags  # [N, n_previous], oldest first as in local_window()
-            seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)
-            earlier = th.where(seen, memory.features[rows.unsqueeze(1), slots.clamp(min=0)], 0.0)  # [N, n_previous, F]
+            past = slice(position - n_previous, position)  # oldest first, as in local_window()
+            earlier = th.where(is_current[:, past].unsqueeze(-1), memory.features[:, past], 0.0)  # [N, n_previous, F]
+            earlier = F.pad(earlier, (0, 0, self.trunk.n_previous - n_previous, 0))
             previous = earlier.transpose(1, 2).flatten(1)
         latents = self.trunk.latents(self.mlp, features, previous)
 
         x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
-        turns = self.encoder.rotary(position.unsqueeze(1))
-        all_slots = th.arange(self.n_slots, device=features.device)
-        mask = (all_slots >= memory.start.unsqueeze(1)) & (all_slots <= position.unsqueeze(1))
+        mask = (is_current & (self._slots <= position))[:, None, None]  # [N, 1, 1, S]
         for i, block in enumerate(self.encoder.blocks):
-            queries, keys, values = block.queries_keys_values(x, turns)
-            memory.keys[rows, i, :, position] = keys.squeeze(2)
-            memory.values[rows, i, :, position] = values.squeeze(2)
-            x = block(x, queries, memory.keys[:, i], memory.values[:, i], mask[:, None, None])  # mask: [N, 1, 1, S]
+            queries, keys, values = block.queries_keys_values(x, self._turns[position : position + 1])
+            memory.keys[:, i, :, position] = keys.squeeze(2)
+            memory.values[:, i, :, position] = values.squeeze(2)
+            x = block(x, queries, memory.keys[:, i], memory.values[:, i], mask)
         gathered = self.encoder.norm(x).squeeze(1)
-        memory.position.add_(1)
+        memory.position.fill_(position + 1)
         return self.trunk.add_gathered(latents, gathered)

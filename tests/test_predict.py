@@ -55,6 +55,22 @@ def test_environments_do_not_mix(model):
             np.testing.assert_allclose(alone[0], batched[1], atol=1e-5)
 
 
+def test_memories_of_different_ages_go_on_together(model):
+    """Put together by hand, each environment goes on as it would have with its own, over chunk borders and resets."""
+    obs, starts = observations(26), np.random.default_rng(1).random((26, 3)) < 0.15
+    states = states_after(model, obs, starts)
+    ages = [8, 2, 6]
+    state = tuple(np.stack([part[age][env] for env, age in enumerate(ages)]) for part in zip(*states, strict=True))
+    assert len(set(state[5])) > 1  # positions
+    for later in range(1, 16):
+        steps = [age + later for age in ages]
+        row = obs[steps, range(3)], starts[steps, range(3)]
+        _, state = model.predict(row[0], state, row[1], deterministic=True)
+        for env, step in enumerate(steps):
+            for mixed, alone in zip(state, states[step], strict=True):
+                np.testing.assert_allclose(mixed[env], alone[env], atol=1e-5)
+
+
 def test_episode_start_forgets(model):
     """After a reset the past is gone; without episode_start nothing is reset."""
     past, other_past, obs = observations(7, seed=1), observations(7, seed=2), observations(1)[0]
