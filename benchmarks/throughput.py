@@ -24,6 +24,7 @@ thread these are the ones to compare on a busy machine. With a GPU only the cloc
 
 import argparse
 import contextlib
+import gc
 import itertools
 import os
 import resource
@@ -170,7 +171,11 @@ def measure(setup: Setup, steps: int, seed: int) -> Measurement:
     model = _make_ready(setup, seed)
     # One rollout that does not count: while the process waited for its turn, its memory may have been reclaimed
     _run(setup, model, 1)
-    return _run(setup, model, steps)
+    measurement = _run(setup, model, steps)
+    (model if setup.algo == "random" else model.env).close()
+    del model
+    gc.collect()  # the next repetition shall find the memory as this one did
+    return measurement
 
 
 def describe_machine(command: str) -> str:

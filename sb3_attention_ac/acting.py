@@ -94,7 +94,7 @@ class MemoryActor:
         memory.previous_action.copy_(windows.previous_actions[:, -1])
         current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_context]
         memory.start.copy_(n - current.sum(dim=1))
-        self.stepper.recall(memory)
+        self.stepper.recall(memory, slice(None))
         return memory
 
     @th.no_grad()

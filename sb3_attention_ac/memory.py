@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-import torch.nn.functional as F
 from torch import nn
 
 from sb3_attention_ac.encoder import TrajectoryEncoder
@@ -86,32 +85,64 @@ class TrajectoryStepper:
             th.full((n_envs,), self.n_context, device=device),
         )
 
-    def recall(self, memory: TrajectoryMemory) -> None:
+    def recall(self, memory: TrajectoryMemory, rows: th.Tensor | slice) -> None:
         """
         Compute keys and values of the context slots anew, in place, and go on after them.
 
         :param memory: A memory whose features and events of the slots 0 ... n_context - 1 and whose ``start`` are set
+        :param rows: Which rows to do
         """
         n = self.n_context
-        memory.position.fill_(n)
+        memory.position[rows] = n
         if n == 0:
             return
-        episode_ids = (self._slots[:n] >= memory.start.unsqueeze(1)).long()  # [N, n]; steps of older episodes are never read
-        features, events = memory.features[:, :n], memory.events[:, :n]
+        episode_ids = (self._slots[:n] >= memory.start[rows].unsqueeze(1)).long()  # [M, n]; no older episode is read
+        features, events = memory.features[rows, :n], memory.events[rows, :n]
         n_previous = self.trunk.n_previous
         previous = local_window(features, episode_ids, n_previous) if n_previous > 0 else None
         tokens = self.encoder.tokens(self.trunk.latents(self.mlp, features, previous), events)
         for i, (keys, values) in enumerate(self.encoder.all_keys_values(tokens, episode_ids)):
-            memory.keys[:, i, :, :n] = keys
-            memory.values[:, i, :, :n] = values
+            memory.keys[rows, i, :, :n] = keys
+            memory.values[rows, i, :, :n] = values
 
-    def _make_room(self, memory: TrajectoryMemory) -> None:
+    def _make_room(self, memory: TrajectoryMemory, rows: th.Tensor | slice) -> None:
         """Move the last n_context steps to the front, in place."""
         n = self.n_context
-        memory.features[:, :n] = memory.features[:, self.n_slots - n :].clone()
-        memory.events[:, :n] = memory.events[:, self.n_slots - n :].clone()
-        memory.start.sub_(self.n_slots - n).clamp_(min=0)
-        self.recall(memory)
+        memory.features[rows, :n] = memory.features[rows, self.n_slots - n :].clone()
+        memory.events[rows, :n] = memory.events[rows, self.n_slots - n :].clone()
+        memory.start[rows] = (memory.start[rows] - (self.n_slots - n)).clamp(min=0)
+        self.recall(memory, rows)
+
+    def _next_slot(self, memory: TrajectoryMemory) -> tuple[th.Tensor | slice, th.Tensor | int]:
+        """
+        Where the next step of each row goes. Rows that have come along together have the same slot, which is quicker to read
+        and write than one for each row.
+
+        :return: The rows, and their slots
+        """
+        first, last = (int(extreme) for extreme in memory.position.aminmax())
+        if first == last:
+            if last == self.n_slots:
+                self._make_room(memory, slice(None))
+                last = self.n_context
+            return slice(None), last
+        if last == self.n_slots:
+            self._make_room(memory, (memory.position == last).nonzero().squeeze(1))
+        return th.arange(len(memory.position), device=memory.position.device), memory.position
+
+    def _previous_features(self, memory: TrajectoryMemory, rows: th.Tensor | slice, slot: th.Tensor | int) -> th.Tensor | None:
+        """:return: Features of the last steps of the same episode, as :func:`local_window` gives them, [N, F * n_previous]"""
+        n = self.trunk.n_previous
+        if n == 0:
+            return None
+        slots = memory.position.unsqueeze(1) + th.arange(-n, 0, device=memory.position.device)  # [N, n], oldest first
+        if isinstance(rows, slice) and isinstance(slot, int) and slot >= n:
+            earlier = memory.features[:, slot - n : slot]
+        else:
+            every_row = th.arange(len(slots), device=slots.device)
+            earlier = memory.features[every_row.unsqueeze(1), slots.clamp(min=0)]  # [N, n, F]
+        seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)
+        return th.where(seen, earlier, 0.0).transpose(1, 2).flatten(1)
 
     def step(self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor) -> TrunkOutput:
         """
@@ -123,50 +154,20 @@ class TrajectoryStepper:
         :param episode_start: Whether s_t is the first step of its episode, [N]
         :return: What the trunk makes of it, [N, ...]
         """
-        position, last = (int(extreme) for extreme in memory.position.aminmax())
-        if position == last:
-            return self._step(memory, position, features, events, episode_start)
-        # Memories of different ages, put together by hand: all of one age at a time
-        positions, ages = memory.position.unique(return_inverse=True)
-        outputs, order = [], []
-        for age, position in enumerate(positions.tolist()):
-            rows = (ages == age).nonzero().squeeze(1)
-            part = TrajectoryMemory._make(tensor[rows] for tensor in memory)
-            outputs.append(self._step(part, position, features[rows], events[rows], episode_start[rows]))
-            for whole, stepped in zip(memory, part, strict=True):
-                whole[rows] = stepped
-            order.append(rows)
-        restored = th.cat(order).argsort()
-        return TrunkOutput._make(th.cat(parts)[restored] for parts in zip(*outputs, strict=True))
-
-    def _step(
-        self, memory: TrajectoryMemory, position: int, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor
-    ) -> TrunkOutput:
-        """:meth:`step` of memories whose next free slot is the same, ``position``"""
-        if position == self.n_slots:
-            self._make_room(memory)
-            position = self.n_context
-        memory.start.masked_fill_(episode_start, position)
-        memory.features[:, position] = features
-        memory.events[:, position] = events
-        is_current = self._slots >= memory.start.unsqueeze(1)  # [N, S]
-
-        previous = None
-        n_previous = min(self.trunk.n_previous, position)
-        if self.trunk.n_previous > 0:
-            past = slice(position - n_previous, position)  # oldest first, as in local_window()
-            earlier = th.where(is_current[:, past].unsqueeze(-1), memory.features[:, past], 0.0)  # [N, n_previous, F]
-            earlier = F.pad(earlier, (0, 0, self.trunk.n_previous - n_previous, 0))
-            previous = earlier.transpose(1, 2).flatten(1)
-        latents = self.trunk.latents(self.mlp, features, previous)
+        rows, slot = self._next_slot(memory)
+        memory.start.copy_(th.where(episode_start, memory.position, memory.start))
+        memory.features[rows, slot] = features
+        memory.events[rows, slot] = events
+        latents = self.trunk.latents(self.mlp, features, self._previous_features(memory, rows, slot))
 
         x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
-        mask = (is_current & (self._slots <= position))[:, None, None]  # [N, 1, 1, S]
+        turns = self._turns[slot].unsqueeze(1)  # of one position, or of one for each row
+        mask = (self._slots >= memory.start.unsqueeze(1)) & (self._slots <= memory.position.unsqueeze(1))
         for i, block in enumerate(self.encoder.blocks):
-            queries, keys, values = block.queries_keys_values(x, self._turns[position : position + 1])
-            memory.keys[:, i, :, position] = keys.squeeze(2)
-            memory.values[:, i, :, position] = values.squeeze(2)
-            x = block(x, queries, memory.keys[:, i], memory.values[:, i], mask)
+            queries, keys, values = block.queries_keys_values(x, turns)
+            memory.keys[rows, i, :, slot] = keys.squeeze(2)
+            memory.values[rows, i, :, slot] = values.squeeze(2)
+            x = block(x, queries, memory.keys[:, i], memory.values[:, i], mask[:, None, None])  # mask: [N, 1, 1, S]
         gathered = self.encoder.norm(x).squeeze(1)
-        memory.position.fill_(position + 1)
+        memory.position.add_(1)
         return self.trunk.add_gathered(latents, gathered)

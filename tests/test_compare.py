@@ -197,6 +197,8 @@ def test_scale_says_what_it_rests_on() -> None:
     assert scale(known) == "0 is a random policy, 1 a good one"
     assert "a good one; but on B, without reference scores, 0 is the lowest score of this comparison" in scale(some)
     assert "random" not in scale(none) and observed(none) == ["A", "B"]
+    many = {f"env-{i}": replace(none["A"]) for i in range(30)} | {"A": REFERENCES["A"]}
+    assert "but on 30 environments, without reference scores" in scale(many)
 
 
 def test_area_is_the_mean_height_of_the_curve() -> None:
@@ -249,6 +251,7 @@ def test_caution_names_those_with_few_seeds() -> None:
     _, runs, _ = tables(results, REFERENCES)
     sentences = verdict(summaries(runs), improvements(runs), cost_table(runs), REFERENCES)
     assert "(IQM over runs with 1 to 6 seeds; " in sentences[1]
+    assert sentences[0] == "No clear winner: good has the highest score, but one seed is too few to say whether it beats poor."
     assert sentences[-1].endswith("there are no intervals for poor.")
     results = [r for r in make_results() if r.job.variant == "good" or r.job.seed < 3]
     _, runs, _ = tables(results, REFERENCES)
@@ -319,7 +322,7 @@ def test_verdict_claims_nothing_it_cannot() -> None:
     results = [make_result(name, "A", seed, (0.0, 1.0, 10.0 + seed % 3)) for name in ("one", "two") for seed in range(3)]
     _, runs, _ = tables(results, REFERENCES)
     sentences = verdict(summaries(runs), improvements(runs), cost_table(runs), REFERENCES)
-    assert sentences[0].startswith("No clear winner: ")
+    assert sentences[0] == "No clear winner: one has the highest score, but these runs do not separate it from two."
     assert sentences[-1] == "Caution: with 3 seeds the intervals come out too narrow; take at least 5."
 
 
@@ -355,6 +358,7 @@ def test_report_holds_everything(tmp_path: Path) -> None:
 def test_report_of_one_algorithm_and_unfinished_ones(tmp_path: Path) -> None:
     alone = write_report([make_result("good", "A", 0, (0.0, 1.0, 2.0))], (), REFERENCES, tmp_path / "alone", None)
     assert "there is nothing to compare it with" in alone.report.read_text()
+    assert "over runs with 1 seed; 0 is a random policy" in alone.report.read_text()
     disjoint = [make_result("one", "A", 0, (0.0, 1.0, 2.0)), make_result("two", "B", 0, (0.0, 1.0, 2.0))]
     unfinished = write_report(disjoint, (), REFERENCES, tmp_path / "unfinished", None)
     assert "no summary over environments yet" in unfinished.report.read_text()

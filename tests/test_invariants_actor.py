@@ -97,7 +97,7 @@ def test_attention_does_not_change_the_noise():
 def test_a_stale_memory_is_found(monkeypatch):
     rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.15}
     check_stepping(rollout, n_layers=2)
-    monkeypatch.setattr(TrajectoryStepper, "recall", lambda self, memory: memory.position.fill_(self.n_context))
+    monkeypatch.setattr(TrajectoryStepper, "recall", lambda self, memory, rows: memory.position.fill_(self.n_context))
     with pytest.raises(AssertionError):
         check_stepping(rollout, n_layers=2)
 

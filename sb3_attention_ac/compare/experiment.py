@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.names import known_algorithms
 from sb3_attention_ac.compare.settings import Job, Variant
-from sb3_attention_ac.compare.yaml_files import read_entries
+from sb3_attention_ac.compare.yaml_files import read_mapping
 
 # Arguments of RL Zoo which are Python source there when they are text
 SOURCE_TEXTS = ("policy_kwargs", "replay_buffer_kwargs", "env_kwargs", "normalize")
@@ -50,7 +50,7 @@ def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, 
         if "policy" in variant.changes:
             raise unknown_name(f"policy of {variant.algo} in the variant {variant.name!r}", name, aliases)
         name = policy  # RL Zoo's default entry for ppo_lstm names one that RecurrentPPO does not have
-    if "env_wrapper" not in hyperparams:
+    if not {"env_wrapper", "env_kwargs"} & set(hyperparams):  # which may change the observations
         _check_observations(space, variant.algo, env)
     return {**hyperparams, "policy": name, "n_timesteps": steps}
 
@@ -74,15 +74,16 @@ def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
                 f"--hyperparams is {source!r}; give 'zoo', 'sb3', a folder with files <algo>.yml, or one YAML file."
             )
         file = given if given.is_file() else given / f"{algo}.yml"
-        if file.is_file():
-            read_entries(file, "environments to hyperparameters")
         config = str(file) if file.is_file() else None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read
             manager = ExperimentManager(Namespace(), algo, env, log_folder="", config=config)
-            entries = list(yaml.safe_load(Path(manager.config).read_text()))
+            entries = read_mapping(Path(manager.config), "environments to hyperparameters")
             versions = [name for name in entries if parse_env_id(name)[:2] == parse_env_id(env)[:2]]
             entry = env if env in entries or not versions else versions[0]
+            for name in (entry, "atari", "default"):  # one of these is taken
+                if not isinstance(entries.get(name, {}), dict):
+                    raise ValueError(f"{manager.config} has {entries[name]!r} at {name!r}, not a mapping.")
             manager.env_name = EnvironmentName(entry)
             hyperparams, _ = manager.read_hyperparameters()
     except (ValueError, OSError, yaml.YAMLError) as error:

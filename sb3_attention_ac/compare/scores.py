@@ -93,4 +93,5 @@ def scale(references: Mapping[str, Reference]) -> str:
     seen = "0 is the lowest score of this comparison, 1 the highest"
     if len(unknown) == len(references):
         return f"no environment has reference scores: {seen}"
-    return f"{known}; but on {', '.join(unknown)}, without reference scores, {seen}"
+    where = ", ".join(unknown) if len(unknown) <= 3 else f"{len(unknown)} environments"
+    return f"{known}; but on {where}, without reference scores, {seen}"

@@ -166,4 +166,4 @@ def reference_table(references: Mapping[str, Reference]) -> Table:
     """
     rows = [[env, number(entry.random), number(entry.good), entry.origin] for env, entry in references.items()]
     note = "What counts as 0 and as 1 on the common scale."
-    return Table("Reference scores", note, ["environment", "random (0)", "good (1)", "origin"], rows)
+    return Table("Reference scores", note, ["environment", "0", "1", "origin"], rows)

@@ -43,7 +43,8 @@ def verdict(
     best, row = str(ranking.index[0]), ranking.iloc[0]
     if len(ranking) == 1:
         return [
-            f"{best} reaches {_number(row)} (IQM of the final score); there is nothing to compare it with.",
+            f"{best} reaches {_number(row)}; there is nothing to compare it with.",
+            f"This is the IQM of the final score over runs with {_seeds(final)}; {scale(references)}.",
             *_caution(final),
         ]
     pairs = improvements[improvements["algorithm"] == best].set_index("other")
@@ -67,24 +68,28 @@ def _head(ranking: pd.DataFrame, pairs: pd.DataFrame) -> str:
     :return: Who won, or why nobody did
     """
     best, row, others = str(ranking.index[0]), ranking.iloc[0], [str(name) for name in ranking.index[1:]]
-    better, worse = pairs["low"].gt(0.5), pairs["high"].lt(0.5)  # neither where there is no interval
+    better, worse, missing = pairs["low"].gt(0.5), pairs["high"].lt(0.5), pairs["low"].isna()
     sure = [other for other in others if better[other]]
     against = [other for other in others if worse[other]]
-    unsure = [other for other in others if other not in sure + against]
+    untold = [other for other in others if missing[other]]
+    unsure = [other for other in others if other not in sure + against + untold]
     if against:
         # It is ahead by a lot on few environments, and behind by a little on many
         return (
             f"No clear winner: {best} has the highest score, yet a run of {' or '.join(against)} beats one of it on the same "
             "environment more often than not."
         )
-    if not unsure:
+    if sure == others:
         # More often the better one, but perhaps by less than anybody would care about
         close = [other for other in others if row["low"] <= ranking.loc[other, "high"]]
         margin = f", but not by much: the intervals of its score and of {_possessive(close)} overlap" if close else ""
         return f"{best} wins{margin}."
-    if not sure:
-        return f"No clear winner: these runs do not separate {_names([best, *unsure])}."
-    return f"{best} has the highest score; it beats {_names(sure)}, but these runs do not separate it from {_names(unsure)}."
+    doubts = [f"these runs do not separate it from {_names(unsure)}"] if unsure else []
+    doubts += [f"one seed is too few to say whether it beats {_names(untold)}"] if untold else []
+    head = (
+        f"{best} has the highest score; it beats {_names(sure)}" if sure else f"No clear winner: {best} has the highest score"
+    )
+    return f"{head}, but {', and '.join(doubts)}."
 
 
 def _seeds(final: pd.DataFrame) -> str:

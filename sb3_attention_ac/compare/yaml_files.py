@@ -8,32 +8,51 @@ import yaml
 from sb3_attention_ac.compare.errors import CompareError
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML forbids keys that stand twice in a mapping; PyYAML takes the last one, without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value if isinstance(key.value, str) else id(key))
-        return super().construct_mapping(node, deep)
+def read_mapping(path: Path, purpose: str) -> dict[str, Any]:
+    """
+    :param path: YAML file
+    :param purpose: What the file must map to what, for the message, e.g. ``"environments to reference scores"``
+    :return: What it holds, by name
+    :raises CompareError: If it cannot be read, is not YAML, has a key twice, or is not a mapping
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        _refuse_twice(yaml.compose(text, yaml.SafeLoader), set())
+        entries = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CompareError(f"{path} must map {purpose}; it cannot be read: {error}") from error
+    if not isinstance(entries, dict) or not entries:
+        raise CompareError(f"{path} must map {purpose}; it holds {'nothing' if entries is None else repr(entries)[:80]}.")
+    return {str(name): entry for name, entry in entries.items()}
 
 
 def read_entries(path: Path, purpose: str) -> dict[str, dict[str, Any]]:
     """
     :param path: YAML file
-    :param purpose: What the file must map to what, for the message, e.g. ``"environments to reference scores"``
-    :return: Its entries by name
-    :raises CompareError: If it cannot be read, is not YAML, has a key twice, or is not a mapping of mappings
+    :param purpose: What the file must map to what
+    :return: Its entries by name, see :func:`read_mapping`
+    :raises CompareError: Also if an entry is not a mapping
     """
-    try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CompareError(f"{path} must map {purpose}; it cannot be read: {error}") from error
-    if not isinstance(entries, dict) or not entries:
-        raise CompareError(f"{path} must map {purpose}; it holds {'nothing' if entries is None else repr(entries)[:80]}.")
+    entries = read_mapping(path, purpose)
     for name, entry in entries.items():
         if not isinstance(entry, dict):
-            raise CompareError(f"{path} must map {purpose}; at {str(name)!r} it has {entry!r}, not a mapping.")
-    return {str(name): entry for name, entry in entries.items()}
+            raise CompareError(f"{path} must map {purpose}; at {name!r} it has {entry!r}, not a mapping.")
+    return entries
+
+
+def _refuse_twice(node: yaml.Node | None, seen: set[int]) -> None:
+    """YAML forbids keys that stand twice in a mapping; PyYAML takes the last one, without a word."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+        return
+    seen.add(id(node))
+    if not isinstance(node, yaml.MappingNode):
+        for item in node.value:
+            _refuse_twice(item, seen)
+        return
+    keys = set()
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+            if (key.tag, key.value) in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            keys.add((key.tag, key.value))
+        _refuse_twice(value, seen)
