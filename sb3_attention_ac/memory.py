@@ -69,7 +69,6 @@ class TrajectoryStepper:
         self.trunk, self.mlp = trunk, mlp
         self.n_context, self.n_slots = n_context, n_context + chunk_length
         self._slots = th.arange(self.n_slots, device=self.encoder.norm.weight.device)
-        self._turns = self.encoder.rotary(self._slots)
 
     def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int, device: th.device) -> TrajectoryMemory:
         """:return: A memory without a past"""
@@ -161,7 +160,8 @@ class TrajectoryStepper:
         latents = self.trunk.latents(self.mlp, features, self._previous_features(memory, rows, slot))
 
         x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
-        turns = self._turns[slot].unsqueeze(1)  # of one position, or of one for each row
+        positions = memory.position[:1] if isinstance(slot, int) else memory.position
+        turns = self.encoder.rotary(positions).unsqueeze(1)  # [1 or N, 1, 1, 1, head_dim // 2]
         mask = (self._slots >= memory.start.unsqueeze(1)) & (self._slots <= memory.position.unsqueeze(1))
         for i, block in enumerate(self.encoder.blocks):
             queries, keys, values = block.queries_keys_values(x, turns)
