@@ -129,13 +129,13 @@ class TrajectoryStepper:
             self._make_room(memory, (memory.position == last).nonzero().squeeze(1))
         return th.arange(len(memory.position), device=memory.position.device), memory.position
 
-    def _previous_features(self, memory: TrajectoryMemory, rows: th.Tensor | slice, slot: th.Tensor | int) -> th.Tensor | None:
+    def _previous_features(self, memory: TrajectoryMemory, slot: th.Tensor | int) -> th.Tensor | None:
         """:return: Features of the last steps of the same episode, as :func:`local_window` gives them, [N, F * n_previous]"""
         n = self.trunk.n_previous
         if n == 0:
             return None
         slots = memory.position.unsqueeze(1) + th.arange(-n, 0, device=memory.position.device)  # [N, n], oldest first
-        if isinstance(rows, slice) and isinstance(slot, int) and slot >= n:
+        if isinstance(slot, int) and slot >= n:
             earlier = memory.features[:, slot - n : slot]
         else:
             every_row = th.arange(len(slots), device=slots.device)
@@ -157,7 +157,7 @@ class TrajectoryStepper:
         memory.start.copy_(th.where(episode_start, memory.position, memory.start))
         memory.features[rows, slot] = features
         memory.events[rows, slot] = events
-        latents = self.trunk.latents(self.mlp, features, self._previous_features(memory, rows, slot))
+        latents = self.trunk.latents(self.mlp, features, self._previous_features(memory, slot))
 
         x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
         positions = memory.position[:1] if isinstance(slot, int) else memory.position

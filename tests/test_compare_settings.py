@@ -137,7 +137,7 @@ def test_policy_of_a_variant_must_exist() -> None:
         one_job(policy=3)
 
 
-def test_observations_without_a_policy_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_observations_without_a_policy_are_named() -> None:
     space = spaces.Dict({"image": spaces.Box(0, 1, (3,)), "mission": spaces.Text(5)})
     variant = Variant("ppo", "ppo")
     with pytest.raises(CompareError, match=r"no policy for the observations of Any-v0.*env_wrapper"):

@@ -16,9 +16,10 @@ def read_mapping(path: Path, purpose: str) -> dict[str, Any]:
     :raises CompareError: If it cannot be read, is not YAML, has a key twice, or is not a mapping
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), set())
-        entries = yaml.safe_load(text)
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        _refuse_twice(node, set())
+        entries = None if node is None else loader.construct_document(node)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CompareError(f"{path} must map {purpose}; it cannot be read: {error}") from error
     if not isinstance(entries, dict) or not entries:
