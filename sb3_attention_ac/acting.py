@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_attention_ac.attention_q import Tilt
 from sb3_attention_ac.memory import TrajectoryMemory, TrajectoryStepper
 from sb3_attention_ac.trajectory import TrajectoryWindows
+from sb3_attention_ac.trunk import TrunkOutput
 
 if TYPE_CHECKING:
     from sb3_attention_ac.policies import AttentionActorCriticPolicy
@@ -54,10 +55,12 @@ class Decision(NamedTuple):
     """
     :param actions: As sampled, [N, *action_shape]
     :param tilt: How Q_att has changed their distributions, None for not
+    :param latents: What a memory actor made of the step, [N, ...]; None for an MLP actor
     """
 
     actions: th.Tensor
     tilt: Tilt | None = None
+    latents: TrunkOutput | None = None
 
 
 class MemoryActor:
@@ -112,12 +115,15 @@ class MemoryActor:
         starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=policy.device)
         features = policy.features(obs, self.extractor)
         events = policy.encode_events(memory.previous_action, starts)
-        latents, mlp_latents, _ = self.stepper.step(memory, features, events, starts)
-        latent_pi, latent_sde = (latents, mlp_latents) if policy.memory_actor else (policy.mlp_actor_latent(obs), None)
-        tilt = policy.tilt(latents, latent_pi)
+        stepped = self.stepper.step(memory, features, events, starts)
+        if policy.memory_actor:
+            latent_pi, latent_sde = stepped.latents, stepped.mlp_latents
+        else:
+            latent_pi, latent_sde = policy.mlp_actor_latent(obs), None
+        tilt = policy.tilt(stepped.latents, latent_pi)
         actions = policy.sample_actions(latent_pi, deterministic, None if tilt is None else tilt.offsets, latent_sde)
         memory.previous_action.copy_(actions.reshape(memory.previous_action.shape))
-        return Decision(actions, tilt)
+        return Decision(actions, tilt, stepped if policy.memory_actor else None)
 
     def from_state(self, state: Any, n_envs: int) -> TrajectoryMemory:
         """

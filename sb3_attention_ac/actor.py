@@ -16,7 +16,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_attention_ac.distributions import sample_categorical, sample_gaussian, without_validation
+from sb3_attention_ac.distributions import (
+    categorical_log_prob_and_entropy,
+    gaussian_log_prob_and_entropy,
+    sample_categorical,
+    sample_gaussian,
+    without_validation,
+)
 
 
 class ActorPolicy(ActorCriticPolicy):
@@ -64,6 +70,11 @@ class ActorPolicy(ActorCriticPolicy):
         distribution = make(parameters, self.log_std) if isinstance(self.action_space, spaces.Box) else make(parameters)
         return cast(Distribution, distribution)
 
+    def _common_distribution(self) -> type[Distribution] | None:
+        """:return: Which of SB3's distributions actions follow; None for a policy with one of its own"""
+        is_own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
+        return None if is_own else type(self.action_dist)
+
     def log_prob_and_entropy(
         self,
         latent_pi: th.Tensor,
@@ -80,6 +91,11 @@ class ActorPolicy(ActorCriticPolicy):
         """
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
+        kind = self._common_distribution()
+        if kind is CategoricalDistribution:
+            return categorical_log_prob_and_entropy(self.action_parameters(latent_pi, offsets), actions)
+        if kind is DiagGaussianDistribution:
+            return gaussian_log_prob_and_entropy(self.action_parameters(latent_pi, offsets), self.log_std, actions)
         with without_validation():
             distribution = self.action_distribution(latent_pi, offsets, latent_sde)
             return distribution.log_prob(actions), distribution.entropy()
@@ -134,8 +150,7 @@ class ActorPolicy(ActorCriticPolicy):
                 "The actor's latents are not finite: check the observations for NaN or infinity (VecCheckNan of "
                 "Stable-Baselines3 tells where they come from)."
             )
-        is_own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
-        kind = None if deterministic or is_own else type(self.action_dist)
+        kind = None if deterministic else self._common_distribution()
         if kind is CategoricalDistribution:
             actions = sample_categorical(self.action_parameters(latent_pi, offsets))
         elif kind is DiagGaussianDistribution:

@@ -181,8 +181,8 @@ class MaskedPrediction(nn.Module):
         if "return" in self.targets:  # A return is a sum of rewards: none may be seen
             rewards = th.zeros_like(rewards)
         events = policy.encode_events(windows.previous_actions, nothing_before, rewards if reads_rewards else None)
-        previous = local_window(features, windows.episode_ids, trunk.n_previous) if trunk.n_previous > 0 else None
-        tokens = trunk.encoder.tokens(trunk.latents(mlp, features, previous), events) + hidden.unsqueeze(-1) * self.mask_token
+        recent = local_window(features, windows.episode_ids, trunk.n_previous)
+        tokens = trunk.encoder.tokens(trunk.latents(mlp, recent), events) + hidden.unsqueeze(-1) * self.mask_token
         gathered: th.Tensor = trunk.encoder(tokens, windows.episode_ids, tokens.shape[1], causal=False)
         return gathered
 

@@ -12,6 +12,7 @@ from sb3_attention_ac.attention_q import AttentionQ, Tilt
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.estimates import RolloutEstimates, estimate_rollout
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
+from sb3_attention_ac.trunk import TrunkOutput
 
 
 class TrajectoryCollection(OnPolicyAlgorithm):
@@ -46,6 +47,7 @@ class TrajectoryCollection(OnPolicyAlgorithm):
             self.policy.reset_noise(env.num_envs)
         actor = self.policy.start_acting(rollout_buffer)
         tilts: list[Tilt] = []
+        acted: list[TrunkOutput] = []
         callback.on_rollout_start()
 
         while n_steps < n_rollout_steps:
@@ -57,6 +59,8 @@ class TrajectoryCollection(OnPolicyAlgorithm):
             actions = decision.actions.cpu().numpy()
             if decision.tilt is not None:
                 tilts.append(decision.tilt)
+            if decision.latents is not None:
+                acted.append(decision.latents)
             clipped_actions = self.policy.actions_for_env(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -78,7 +82,7 @@ class TrajectoryCollection(OnPolicyAlgorithm):
 
         if tilts:
             rollout_buffer.set_offsets(th.stack([tilt.offsets for tilt in tilts]).cpu().numpy())
-        estimates = estimate_rollout(self.policy, rollout_buffer, new_obs)
+        estimates = estimate_rollout(self.policy, rollout_buffer, new_obs, acted)
         gate, values = self.policy.value_gate, estimates.last_values  # callbacks know them as ``values``, as in SB3
         added = None if gate is None else estimates.added * float(gate.share)
         rollout_buffer.set_estimates(estimates.values, estimates.log_probs, added)

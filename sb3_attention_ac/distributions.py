@@ -1,12 +1,14 @@
 """
 Action distributions at less cost: without the checks of their arguments (a loss that is not finite is caught before it does
-harm), and samples of the common ones without making them.
+harm), and samples, log probabilities and entropies of the common ones without making them.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch as th
+import torch.nn.functional as F
 from torch.distributions import Distribution
 
 
@@ -38,3 +40,29 @@ def sample_gaussian(mean: th.Tensor, log_std: th.Tensor) -> th.Tensor:
     :return: Samples, [N, n]
     """
     return mean + log_std.exp() * th.randn_like(mean)
+
+
+def categorical_log_prob_and_entropy(logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param logits: Unnormalized, [N, n]
+    :param actions: Categories, [N]
+    :return: Their log probabilities [N], and the entropies of the distributions [N]
+    """
+    log_probs = F.log_softmax(logits, dim=-1)
+    entropy = -(log_probs.exp() * log_probs.clamp(min=th.finfo(log_probs.dtype).min)).sum(dim=-1)  # 0 ln 0 = 0
+    return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
+
+
+def gaussian_log_prob_and_entropy(
+    mean: th.Tensor, log_std: th.Tensor, actions: th.Tensor
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param mean: [N, n]
+    :param log_std: Logarithm of the standard deviations, [n]
+    :param actions: [N, n]
+    :return: Log probabilities of the actions [N], and the entropies of the distributions [N]
+    """
+    deviations = (actions - mean) * th.exp(-log_std)
+    log_volume = log_std.sum() + 0.5 * math.log(2 * math.pi) * len(log_std)
+    log_prob = -0.5 * deviations.square().sum(dim=-1) - log_volume
+    return log_prob, (log_volume + 0.5 * len(log_std)).expand_as(log_prob)

@@ -3,7 +3,7 @@ Values and log probabilities of a finished rollout, in a few batched passes unde
 not in the step loop: this is the only place that asks it before training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch as th
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.trajectory import TrajectoryWindows, map_obs
+from sb3_attention_ac.trunk import TrunkOutput
 
 # Larger passes are no faster on a CPU, and take and return so much memory that the kernel has to map it anew
 MAX_STEPS_PER_PASS = 1024
@@ -41,20 +42,25 @@ def _split(n_windows: int, window_length: int) -> Iterator[slice]:
 
 
 @th.no_grad()
-def estimate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer, last_obs: Any) -> RolloutEstimates:
+def estimate_rollout(
+    policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer, last_obs: Any, acted: Sequence[TrunkOutput] = ()
+) -> RolloutEstimates:
     """
     :param policy: The policy that collected the rollout
     :param buffer: A full buffer
     :param last_obs: The observations after its last step, [n_envs, *obs_shape]
+    :param acted: What a memory actor made of each step while acting, [n_envs, ...] each; without, it is computed again
     :return: What advantages and ratios need
     """
+    latents = TrunkOutput(*map(th.stack, zip(*acted, strict=True))) if acted else None  # [n_steps, n_envs, ...]
     values, log_probs, added, action_advantages = (np.zeros_like(buffer.values) for _ in range(4))
     for starts, length in buffer.chunks():
         first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
         for part in _split(len(first), buffer.n_context + length):
             windows, actions = buffer.windows(first[part], env[part], length)
             where = first[part, None] + np.arange(length), env[part, None]
-            evaluation = policy.evaluate_windows(windows, actions, buffer.to_torch(buffer.offsets[where]))
+            known = None if latents is None else TrunkOutput(*(latent[where] for latent in latents))  # [N, n, ...]
+            evaluation = policy.evaluate_windows(windows, actions, buffer.to_torch(buffer.offsets[where]), known)
             values[where] = evaluation.values.cpu().numpy()
             if evaluation.added is not None:
                 added[where] = evaluation.added.cpu().numpy()

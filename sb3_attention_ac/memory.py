@@ -97,9 +97,8 @@ class TrajectoryStepper:
             return
         episode_ids = (self._slots[:n] >= memory.start[rows].unsqueeze(1)).long()  # [M, n]; no older episode is read
         features, events = memory.features[rows, :n], memory.events[rows, :n]
-        n_previous = self.trunk.n_previous
-        previous = local_window(features, episode_ids, n_previous) if n_previous > 0 else None
-        tokens = self.encoder.tokens(self.trunk.latents(self.mlp, features, previous), events)
+        recent = local_window(features, episode_ids, self.trunk.n_previous)
+        tokens = self.encoder.tokens(self.trunk.latents(self.mlp, recent), events)
         for i, (keys, values) in enumerate(self.encoder.all_keys_values(tokens, episode_ids)):
             memory.keys[rows, i, :, :n] = keys
             memory.values[rows, i, :, :n] = values
@@ -129,11 +128,11 @@ class TrajectoryStepper:
             self._make_room(memory, (memory.position == last).nonzero().squeeze(1))
         return th.arange(len(memory.position), device=memory.position.device), memory.position
 
-    def _previous_features(self, memory: TrajectoryMemory, slot: th.Tensor | int) -> th.Tensor | None:
-        """:return: Features of the last steps of the same episode, as :func:`local_window` gives them, [N, F * n_previous]"""
+    def _recent_features(self, memory: TrajectoryMemory, features: th.Tensor, slot: th.Tensor | int) -> th.Tensor:
+        """:return: Features of the last steps, as :func:`local_window` gives them, [N, F * (1 + n_previous)]"""
         n = self.trunk.n_previous
         if n == 0:
-            return None
+            return features
         slots = memory.position.unsqueeze(1) + th.arange(-n, 0, device=memory.position.device)  # [N, n], oldest first
         if isinstance(slot, int) and slot >= n:
             earlier = memory.features[:, slot - n : slot]
@@ -141,7 +140,7 @@ class TrajectoryStepper:
             every_row = th.arange(len(slots), device=slots.device)
             earlier = memory.features[every_row.unsqueeze(1), slots.clamp(min=0)]  # [N, n, F]
         seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)
-        return th.where(seen, earlier, 0.0).transpose(1, 2).flatten(1)
+        return th.cat([features, th.where(seen, earlier, 0.0).transpose(1, 2).flatten(1)], dim=1)
 
     def step(self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor) -> TrunkOutput:
         """
@@ -157,7 +156,7 @@ class TrajectoryStepper:
         memory.start.copy_(th.where(episode_start, memory.position, memory.start))
         memory.features[rows, slot] = features
         memory.events[rows, slot] = events
-        latents = self.trunk.latents(self.mlp, features, self._previous_features(memory, slot))
+        latents = self.trunk.latents(self.mlp, self._recent_features(memory, features, slot))
 
         x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
         positions = memory.position[:1] if isinstance(slot, int) else memory.position

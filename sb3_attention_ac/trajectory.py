@@ -109,17 +109,20 @@ def attention_mask(episode_ids: th.Tensor, n_queries: int, causal: bool = True) 
 
 def local_window(features: th.Tensor, episode_ids: th.Tensor, n_previous: int) -> th.Tensor:
     """
-    The features of the steps t-n_previous, ..., t-1 of the same episode; zeros where there is no such step.
+    The features of step t, and after them those of the steps t-n_previous, ..., t-1 of the same episode; zeros where there is
+    no such step.
 
     :param features: [N, W, F]
     :param episode_ids: [N, W]
-    :param n_previous: How many steps to look back, at least 1
-    :return: Each feature's past side by side, oldest first, [N, W, F * n_previous]
+    :param n_previous: How many steps to look back
+    :return: [N, W, F * (1 + n_previous)]; of the past each feature's side by side, oldest first
     """
+    if n_previous == 0:
+        return features
     earlier = F.pad(features, (0, 0, n_previous, 0)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, F, n_previous]
     ids = F.pad(episode_ids, (n_previous, 0), value=-(2**62)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, n_previous]
     same_episode = ids == episode_ids.unsqueeze(-1)
-    return th.where(same_episode.unsqueeze(2), earlier, 0.0).flatten(2)
+    return th.cat([features, th.where(same_episode.unsqueeze(2), earlier, 0.0).flatten(2)], dim=-1)
 
 
 def action_encoding_dim(action_space: spaces.Space[Any]) -> int:

@@ -16,7 +16,7 @@ from sb3_attention_ac.checks import check_attention_q, check_network
 from sb3_attention_ac.encoder import TrajectoryEncoder
 from sb3_attention_ac.live import LivePrediction
 from sb3_attention_ac.parameter_groups import mlps_and_attention
-from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, encode_actions, map_obs, symlog
+from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, encode_actions, local_window, map_obs, symlog
 from sb3_attention_ac.trunk import AttentionTrunk, TrunkOutput
 from sb3_attention_ac.value_gate import ValueGate
 
@@ -291,26 +291,35 @@ class TrajectoryPolicy(ActorPolicy):
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
         return events.masked_fill(episode_starts.unsqueeze(-1), 0.0)
 
-    def window_latents(self, windows: TrajectoryWindows, n_queries: int) -> WindowLatents:
+    def window_latents(
+        self, windows: TrajectoryWindows, n_queries: int, acted: TrunkOutput | None = None
+    ) -> WindowLatents:
         """
         The causal latents of the last steps of each window.
 
         :param windows: N windows
         :param n_queries: How many of their last steps to return
+        :param acted: What a memory actor made of these steps, [N, n_queries, ...], if it is known already
         :return: Latents of actor and critic
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.critic_trunk.mlp_is_given):
             vf_features = self.window_features(windows, self.vf_features_extractor)
-        actor = gathered = None
-        if self.memory_actor:
-            shared = self.share_features_extractor
-            pi_features = vf_features if shared else self.window_features(windows, self.pi_features_extractor)
+            recent = local_window(vf_features, windows.episode_ids, self.critic_trunk.n_previous)
+        actor = acted
+        if self.memory_actor and actor is None:
+            pi_recent = recent
+            if not self.share_features_extractor:
+                pi_features = self.window_features(windows, self.pi_features_extractor)
+                pi_recent = local_window(pi_features, windows.episode_ids, self.actor_trunk.n_previous)
             events = self.encode_events(windows.previous_actions, windows.episode_starts)
-            actor = self.actor_trunk(self.mlp_extractor.policy_net, pi_features, events, windows.episode_ids, n_queries)
-            gathered = actor.gathered if self.share_encoder else None
-        rewards = windows.previous_rewards if self.critic_reads_rewards else None
-        events = self.encode_events(windows.previous_actions, windows.episode_starts, rewards)
-        critic = self.critic_trunk(self.mlp_extractor.value_net, vf_features, events, windows.episode_ids, n_queries, gathered)
+            actor = self.actor_trunk(self.mlp_extractor.policy_net, pi_recent, events, windows.episode_ids, n_queries)
+        if self.critic_trunk.encoder is None:
+            gathered = None if actor is None else actor.gathered
+            critic = self.critic_trunk.read(self.mlp_extractor.value_net, recent[:, -n_queries:], gathered)
+        else:
+            rewards = windows.previous_rewards if self.critic_reads_rewards else None
+            events = self.encode_events(windows.previous_actions, windows.episode_starts, rewards)
+            critic = self.critic_trunk(self.mlp_extractor.value_net, recent, events, windows.episode_ids, n_queries)
         return WindowLatents(actor, critic, vf_features)
 
     def values_and_added(self, critic: TrunkOutput) -> tuple[th.Tensor, th.Tensor | None]:
@@ -327,7 +336,11 @@ class TrajectoryPolicy(ActorPolicy):
         return values + self.value_gate.share * added, added
 
     def evaluate_windows(
-        self, windows: TrajectoryWindows, actions: th.Tensor, offsets: th.Tensor | None = None
+        self,
+        windows: TrajectoryWindows,
+        actions: th.Tensor,
+        offsets: th.Tensor | None = None,
+        acted: TrunkOutput | None = None,
     ) -> WindowEvaluation:
         """
         Values of the last steps of each window, and for a memory actor the log probabilities of their actions.
@@ -335,10 +348,11 @@ class TrajectoryPolicy(ActorPolicy):
         :param windows: N windows
         :param actions: Actions of their last n steps, [N, n, action_dim]
         :param offsets: What was added to the parameters of their distributions, [N, n, n_parameters]
+        :param acted: What a memory actor made of these steps, [N, n, ...], if it is known already
         :return: What actor and critic say of these steps
         """
         n = actions.shape[1]
-        latents = self.window_latents(windows, n)
+        latents = self.window_latents(windows, n, acted)
         values, added = self.values_and_added(latents.critic)
         action_advantages = None
         if self.attention_q is not None:

@@ -6,10 +6,10 @@ over the trajectory. The last two start at zero, so that every trunk starts as S
 from typing import Any, NamedTuple
 
 import torch as th
+import torch.nn.functional as F
 from torch import nn
 
 from sb3_attention_ac.encoder import TrajectoryEncoder
-from sb3_attention_ac.trajectory import local_window
 
 
 class TrunkOutput(NamedTuple):
@@ -63,19 +63,23 @@ class AttentionTrunk(nn.Module):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
 
-    def latents(self, mlp: nn.Sequential, features: th.Tensor, previous_features: th.Tensor | None) -> th.Tensor:
+    def latents(self, mlp: nn.Sequential, recent: th.Tensor) -> th.Tensor:
         """
         The MLP with its local window.
 
         :param mlp: SB3's MLP
-        :param features: [..., F]
-        :param previous_features: The features of the last steps of the same episode, as :func:`local_window` gives them,
-            [..., F * n_previous]
+        :param recent: Features of the last steps of the same episode, as :func:`local_window` gives them,
+            [..., F * (1 + n_previous)]
         :return: [..., latent_dim]
         """
-        hidden = mlp[0](features) if len(mlp) > 0 else features
-        if self.local is not None and previous_features is not None:
-            hidden = hidden + self.local(previous_features)
+        first: Any = mlp[0] if len(mlp) > 0 else None
+        if self.local is None:
+            hidden = recent if first is None else first(recent)
+        elif first is None:
+            features, previous = recent.tensor_split([recent.shape[-1] - self.local.in_features], dim=-1)
+            hidden = features + self.local(previous)
+        else:  # both matrices at once
+            hidden = F.linear(recent, th.cat([first.weight, self.local.weight], dim=1), first.bias)
         latents: th.Tensor = mlp[1:](hidden)
         return latents
 
@@ -91,27 +95,36 @@ class AttentionTrunk(nn.Module):
     def forward(
         self,
         mlp: nn.Sequential,
-        features: th.Tensor,
+        recent: th.Tensor,
         events: th.Tensor,
         episode_ids: th.Tensor,
         n_queries: int,
-        gathered: th.Tensor | None = None,
     ) -> TrunkOutput:
         """
+        What a trunk with an encoder makes of windows.
+
         :param mlp: SB3's MLP
-        :param features: [N, W, F]
+        :param recent: Features, as :func:`local_window` gives them, [N, W, F * (1 + n_previous)]
         :param events: [N, W, event_dim]
         :param episode_ids: [N, W]
         :param n_queries: How many of the last steps to return
-        :param gathered: What another trunk's encoder gathered for these steps, [N, n_queries, gathered_dim]
         :return: What is made of the last steps, [N, n_queries, ...]
         """
-        if self.encoder is None:  # No step but those asked for and their local window is needed
-            needed = n_queries + self.n_previous
-            features, episode_ids = features[:, -needed:], episode_ids[:, -needed:]
-        previous = local_window(features, episode_ids, self.n_previous) if self.n_previous > 0 else None
+        assert self.encoder is not None
         with th.set_grad_enabled(th.is_grad_enabled() and not self.mlp_is_given):
-            latents = self.latents(mlp, features, previous)
-        if self.encoder is not None:
-            gathered = self.encoder(self.encoder.tokens(latents, events), episode_ids, n_queries)
+            latents = self.latents(mlp, recent)
+        gathered = self.encoder(self.encoder.tokens(latents, events), episode_ids, n_queries)
         return self.add_gathered(latents[:, -n_queries:], gathered)
+
+    def read(self, mlp: nn.Sequential, recent: th.Tensor, gathered: th.Tensor | None) -> TrunkOutput:
+        """
+        What a trunk without an encoder makes of steps.
+
+        :param mlp: SB3's MLP
+        :param recent: Features, as :func:`local_window` gives them, [..., F * (1 + n_previous)]
+        :param gathered: What another trunk's encoder gathered for these steps, [..., gathered_dim]; None for nothing
+        :return: What is made of them, [..., ...]
+        """
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.mlp_is_given):
+            latents = self.latents(mlp, recent)
+        return self.add_gathered(latents, gathered)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import RolloutBufferSamples, Schedule
 
 from sb3_attention_ac.auxiliary import AuxiliaryLoss
+from sb3_attention_ac.clipping import clip_gradients
 from sb3_attention_ac.collecting import TrajectoryCollection
 from sb3_attention_ac.history import RecentTrajectories
 from sb3_attention_ac.losses import clipped_surrogate_loss, entropy_loss, normalized, value_loss
@@ -192,7 +193,7 @@ class TrajectoryUpdate(TrajectoryCollection):
         optimizer.zero_grad()
         loss.backward()
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        grad_norm = clip_gradients(parameters, self.max_grad_norm)
         if not th.isfinite(loss + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
             raise FloatingPointError(

@@ -1,4 +1,4 @@
-"""Sampled actions follow the distributions that log probabilities are taken from."""
+"""Samples, log probabilities and entropies are those of SB3's distributions."""
 
 import pytest
 import torch as th
@@ -22,3 +22,20 @@ def test_samples_follow_the_distribution(space):
         error = (samples**moment).std(0) * (2 / N) ** 0.5
         assert (difference.abs() < 5 * error + 1e-6).all()
     assert samples.shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)], ids=repr
+)
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_log_probabilities_and_entropies_are_those_of_sb3(space, scale):
+    policy = make_policy(4, space)
+    with th.no_grad():
+        latent = scale * th.randn(50, 6)  # large ones make some actions impossible
+        if isinstance(space, spaces.Box):
+            policy.log_std.copy_(th.tensor([0.7, -1.2]))
+        distribution = policy._get_action_dist_from_latent(latent)
+        actions = distribution.sample()
+        log_prob, entropy = policy.log_prob_and_entropy(latent, actions.float())
+        assert th.allclose(log_prob, distribution.log_prob(actions), atol=1e-5, rtol=1e-5)
+        assert th.allclose(entropy, distribution.entropy(), atol=1e-5, rtol=1e-5)
