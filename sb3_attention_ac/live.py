@@ -51,16 +51,15 @@ class LivePrediction(nn.Module):
         self.reward_scale = nn.BatchNorm1d(1, affine=False)
         self.features_scale = nn.BatchNorm1d(features_dim, affine=False)
 
-    def forward(self, latents: th.Tensor, actions: th.Tensor, features: th.Tensor) -> NextStep:
+    def forward(self, latents: th.Tensor, actions: th.Tensor) -> NextStep:
         """
         :param latents: The critic's, [N, n, latent_dim]
         :param actions: Encoded a_t, [N, n, action_dim]
-        :param features: Features of s_t, normalized, [N, n, F]
-        :return: Normalized predictions; the features' is a change of those of s_t
+        :return: Normalized predictions; of the features, how they change from s_t to s_{t+1}
         """
         # A product, as what an action brings often depends on whether it fits the past: docs/research.md
         hidden = th.tanh(self.hidden(th.cat([latents, actions], dim=-1))) * self.gate(actions)
-        return NextStep(self.reward(hidden).squeeze(-1), features + self.change(hidden))
+        return NextStep(self.reward(hidden).squeeze(-1), self.change(hidden))
 
     def losses(
         self, windows: TrajectoryWindows, latents: "WindowLatents", action_space: spaces.Space[Any]
@@ -80,9 +79,10 @@ class LivePrediction(nn.Module):
             rewards = normalized(self.reward_scale, windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)
             actions = encode_actions(windows.previous_actions[:, -n + 1 :], action_space)
             goes_on = ~windows.episode_starts[:, -n + 1 :]  # [N, n - 1]; else the observation is of another episode
-        expected = self(latents_vf[:, :-1], actions, features[:, :-1])
-        observation_error = (expected.features - features[:, 1:]).square().mean(-1)
-        copy_error = (features[:, :-1] - features[:, 1:]).square().mean(-1)
+            changes = features[:, 1:] - features[:, :-1]
+        expected = self(latents_vf[:, :-1], actions)
+        observation_error = (expected.features - changes).square().mean(-1)
+        copy_error = changes.square().mean(-1)
         return {
             "live_reward": AuxiliaryLoss(F.mse_loss(expected.rewards, rewards), rewards.square().mean()),
             "live_observation": AuxiliaryLoss(masked_mean(observation_error, goes_on), masked_mean(copy_error, goes_on)),
@@ -99,9 +99,9 @@ class LivePrediction(nn.Module):
         n = actions.shape[1]
         latents = policy.window_latents(windows, n)
         features = normalized(self.features_scale, latents.features[:, -n:])
-        expected = self(latents.critic.latents, encode_actions(actions, policy.action_space), features)
+        expected = self(latents.critic.latents, encode_actions(actions, policy.action_space))
         rewards = _denormalized(self.reward_scale, expected.rewards.unsqueeze(-1)).squeeze(-1)
-        return NextStep(rewards, _denormalized(self.features_scale, expected.features))
+        return NextStep(rewards, _denormalized(self.features_scale, features + expected.features))
 
 
 def _denormalized(scale: nn.BatchNorm1d, x: th.Tensor) -> th.Tensor:

@@ -69,6 +69,7 @@ class TrajectoryStepper:
         self.trunk, self.mlp = trunk, mlp
         self.n_context, self.n_slots = n_context, n_context + chunk_length
         self._slots = th.arange(self.n_slots, device=self.encoder.norm.weight.device)
+        self._turns = self.encoder.rotary(self._slots)  # [n_slots, 1, 1, head_dim // 2]
 
     def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int, device: th.device) -> TrajectoryMemory:
         """:return: A memory without a past"""
@@ -133,13 +134,13 @@ class TrajectoryStepper:
         n = self.trunk.n_previous
         if n == 0:
             return features
-        slots = memory.position.unsqueeze(1) + th.arange(-n, 0, device=memory.position.device)  # [N, n], oldest first
         if isinstance(slot, int) and slot >= n:
-            earlier = memory.features[:, slot - n : slot]
+            slots, earlier = self._slots[slot - n : slot], memory.features[:, slot - n : slot]  # [n] and [N, n, F]
         else:
+            slots = memory.position.unsqueeze(1) + th.arange(-n, 0, device=memory.position.device)  # [N, n], oldest first
             every_row = th.arange(len(slots), device=slots.device)
-            earlier = memory.features[every_row.unsqueeze(1), slots.clamp(min=0)]  # [N, n, F]
-        seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)
+            earlier = memory.features[every_row.unsqueeze(1), slots.clamp(min=0)]
+        seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)  # [N, n, 1]
         return th.cat([features, th.where(seen, earlier, 0.0).transpose(1, 2).flatten(1)], dim=1)
 
     def step(self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor) -> TrunkOutput:
@@ -159,14 +160,17 @@ class TrajectoryStepper:
         latents = self.trunk.latents(self.mlp, self._recent_features(memory, features, slot))
 
         x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
-        positions = memory.position[:1] if isinstance(slot, int) else memory.position
-        turns = self.encoder.rotary(positions).unsqueeze(1)  # [1 or N, 1, 1, 1, head_dim // 2]
-        mask = (self._slots >= memory.start.unsqueeze(1)) & (self._slots <= memory.position.unsqueeze(1))
+        turns = self._turns[slot].unsqueeze(-4)  # [1, 1, 1, head_dim // 2], or [N, 1, 1, 1, head_dim // 2]
+        used = slot + 1 if isinstance(slot, int) else self.n_slots
+        mask = self._slots[:used] >= memory.start.unsqueeze(1)  # [N, used]
+        if not isinstance(slot, int):
+            mask &= self._slots <= memory.position.unsqueeze(1)
         for i, block in enumerate(self.encoder.blocks):
             queries, keys, values = block.queries_keys_values(x, turns)
             memory.keys[rows, i, :, slot] = keys.squeeze(2)
             memory.values[rows, i, :, slot] = values.squeeze(2)
-            x = block(x, queries, memory.keys[:, i], memory.values[:, i], mask[:, None, None])  # mask: [N, 1, 1, S]
+            readable = memory.keys[:, i, :, :used], memory.values[:, i, :, :used]  # [N, n_heads, used, head_dim] each
+            x = block(x, queries, *readable, mask[:, None, None])  # mask: [N, 1, 1, used]
         gathered = self.encoder.norm(x).squeeze(1)
         memory.position.add_(1)
         return self.trunk.add_gathered(latents, gathered)
