@@ -4,6 +4,8 @@ Steps per second and peak memory of AttentionActorCritic, of SB3's algorithms, a
     python benchmarks/throughput.py
     python benchmarks/throughput.py --envs HalfCheetah-v5 --n-envs 8
     python benchmarks/throughput.py --algos aac-memory ppo_lstm --envs CartPole-v1 --n-envs 8
+    python benchmarks/throughput.py --algos aac-memory ppo_lstm --gym-packages popgym --envs popgym-RepeatFirstEasy-v0
+        --n-envs 16 --n-steps 128 --batch-size 256 --n-epochs 5 --network context_length=64 share_encoder=1 --aux-loss live
     python benchmarks/throughput.py --sweep context_length --envs CartPole-v1 --n-envs 8
     python benchmarks/throughput.py --envs CarRacing-v3 --n-envs 8 --device cuda --network d_model=256 --bf16 --compile
 
@@ -25,6 +27,7 @@ thread these are the ones to compare on a busy machine. With a GPU only the cloc
 import argparse
 import contextlib
 import gc
+import importlib
 import itertools
 import os
 import resource
@@ -63,6 +66,8 @@ def _make_model(setup: Setup, seed: int) -> Any:
     from sb3_attention_ac import AAC
 
     th.set_num_threads(setup.threads)
+    for package in setup.packages:
+        importlib.import_module(package)
     env = make_vec_env(setup.env, n_envs=setup.n_envs, seed=seed)
     if setup.algo == "random":
         return env
@@ -78,7 +83,7 @@ def _make_model(setup: Setup, seed: int) -> Any:
         width = {"lstm_hidden_size": network.get("d_model", 64)}
         return RecurrentPPO(f"{kind}LstmPolicy", env, policy_kwargs=width, **common)  # type: ignore[arg-type]
     network["memory_actor"] = setup.algo == "aac-memory"
-    return AAC(f"{kind}Policy", env, policy_kwargs=network, **common)  # type: ignore[arg-type]
+    return AAC(f"{kind}Policy", env, aux_loss=setup.aux_loss, policy_kwargs=network, **common)  # type: ignore[arg-type]
 
 
 def _compile(policy: Any) -> None:
@@ -104,22 +109,24 @@ def _make_ready(setup: Setup, seed: int) -> Any:
 
 
 class Stopwatch:
-    """Time since it was made, by the clock and of the processor, and the processor time of updates"""
+    """Time since it was made, by the clock and of the processor, and the processor time of some functions"""
 
     def __init__(self) -> None:
-        self._training = 0.0
+        self._cpu_seconds = {"training": 0.0, "env": 0.0}
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
-    def training(self, train: Callable[[], None]) -> Callable[[], None]:
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """
-        :param train: An algorithm's update
+        :param name: "training" or "env"
+        :param function: An algorithm's update, or the step of its environments
         :return: The same, timed
         """
 
-        def timed() -> None:
+        def timed(*args: Any) -> Any:
             start = time.process_time()
-            train()
-            self._training += time.process_time() - start
+            result = function(*args)
+            self._cpu_seconds[name] += time.process_time() - start
+            return result
 
         return timed
 
@@ -128,16 +135,16 @@ class Stopwatch:
         :param steps: Number of steps since the start, over all environments
         :return: What they took
         """
-        cpu_seconds = time.process_time() - self._cpu_start
-        return Measurement(steps, time.perf_counter() - self._start, cpu_seconds, self._training, _peak_mib())
+        seconds, cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
+        return Measurement(steps, seconds, cpu_seconds, self._cpu_seconds["training"], self._cpu_seconds["env"], _peak_mib())
 
 
 def _train(model: Any, steps: int) -> Measurement:
     before, stopwatch = model.num_timesteps, Stopwatch()
-    train = model.train
-    model.train = stopwatch.training(train)
+    train, step = model.train, model.env.step
+    model.train, model.env.step = stopwatch.timed("training", train), stopwatch.timed("env", step)
     model.learn(steps, reset_num_timesteps=False)
-    model.train = train
+    model.train, model.env.step = train, step
     return stopwatch.read(model.num_timesteps - before)
 
 
@@ -145,8 +152,9 @@ def _step_randomly(env: Any, steps: int) -> Measurement:
     env.reset()
     actions = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(64)]
     n_steps, stopwatch = -(-steps // env.num_envs), Stopwatch()
-    for step in range(n_steps):
-        env.step(actions[step % len(actions)])
+    step = stopwatch.timed("env", env.step)
+    for i in range(n_steps):
+        step(actions[i % len(actions)])
     return stopwatch.read(n_steps * env.num_envs)
 
 
@@ -231,7 +239,7 @@ def conditions(args: argparse.Namespace) -> str:
         f"{machine}\n- load average before: {load}\n- medians of {args.repeats} interleaved repetitions of "
         f"{args.steps} steps; {args.threads} PyTorch thread(s), device {args.device}\n"
         f"- n_steps {args.n_steps}, batch size {args.batch_size}, {args.n_epochs} epochs, network {dict(args.network)}, "
-        f"bf16 {args.bf16}, compile {args.compile}"
+        f"auxiliary loss {args.aux_loss}, bf16 {args.bf16}, compile {args.compile}"
     )
 
 
@@ -257,6 +265,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="Minibatch size")
     parser.add_argument("--n-epochs", type=int, default=10, help="Number of epochs")
     parser.add_argument("--network", nargs="+", type=_network_argument, default=[], help="AAC's, as d_model=256 n_layers=2")
+    parser.add_argument("--aux-loss", help="AAC's self-supervised loss")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="Packages that register environments, as in RL Zoo")
     parser.add_argument("--bf16", action="store_true", help="Updates under torch.autocast with bfloat16")
     parser.add_argument("--compile", action="store_true", help="Networks compiled by torch.compile")
     parser.add_argument("--sweep", choices=list(SWEEPS), help="Change this setting instead; costs are those of --algos")
@@ -286,7 +296,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     for env, n_envs in itertools.product(args.envs, args.n_envs[:1] if args.sweep == "n_envs" else args.n_envs):
         hyperparams = (args.n_steps, args.batch_size, args.n_epochs, args.device, args.threads, tuple(args.network))
-        setups = [Setup(algo, env, n_envs, *hyperparams, args.bf16, args.compile) for algo in args.algos]
+        others = (args.bf16, args.compile, args.aux_loss, tuple(args.gym_packages))
+        setups = [Setup(algo, env, n_envs, *hyperparams, *others) for algo in args.algos]
         if args.sweep is None:
             results = measure_interleaved(setups, args.steps, args.repeats)
             report(f"{env}, {n_envs} environment(s)", comparison_table(results))

@@ -21,6 +21,8 @@ class Setup(NamedTuple):
     :param network: Network arguments of AttentionActorCritic, name and value (``d_model`` is RecurrentPPO's width too)
     :param bf16: Whether updates run under ``torch.autocast`` with bfloat16
     :param compiled: Whether the networks are compiled by ``torch.compile``
+    :param aux_loss: AttentionActorCritic's self-supervised loss
+    :param packages: Packages to import, which register environments
     """
 
     algo: str
@@ -34,6 +36,8 @@ class Setup(NamedTuple):
     network: tuple[tuple[str, int], ...] = ()
     bf16: bool = False
     compiled: bool = False
+    aux_loss: str | None = None
+    packages: tuple[str, ...] = ()
 
 
 class Measurement(NamedTuple):
@@ -44,6 +48,7 @@ class Measurement(NamedTuple):
     :param seconds: Time they took by the clock
     :param cpu_seconds: Processor time they took
     :param training_cpu_seconds: Processor time of the updates among it
+    :param env_cpu_seconds: Processor time of the environments among it
     :param peak_mib: The most memory the process has used so far
     """
 
@@ -51,6 +56,7 @@ class Measurement(NamedTuple):
     seconds: float
     cpu_seconds: float
     training_cpu_seconds: float
+    env_cpu_seconds: float
     peak_mib: float
 
 
@@ -64,6 +70,7 @@ class Result(NamedTuple):
     :param cpu: Steps per second of processor time
     :param collecting: Steps per second of processor time, collecting alone
     :param training: Steps per second of processor time, the updates alone; infinite if there are none
+    :param env_share: The environments' share of collecting
     :param peak_mib: The most memory the process has used
     """
 
@@ -73,6 +80,7 @@ class Result(NamedTuple):
     cpu: float
     collecting: float
     training: float
+    env_share: float
     peak_mib: float
 
 
@@ -91,6 +99,7 @@ def summarize(setup: Setup, measurements: list[Measurement]) -> Result:
         statistics.median(m.steps / m.cpu_seconds for m in measurements),
         statistics.median(m.steps / (m.cpu_seconds - m.training_cpu_seconds) for m in measurements),
         statistics.median(m.steps / m.training_cpu_seconds for m in measurements) if all(training) else float("inf"),
+        statistics.median(m.env_cpu_seconds / (m.cpu_seconds - m.training_cpu_seconds) for m in measurements),
         max(m.peak_mib for m in measurements),
     )
 
@@ -123,9 +132,9 @@ def comparison_table(results: list[Result]) -> str:
         low, high = result.spread
         whole, cpu, collecting = ("-", "-", "-") if ppo is None else _ratios(result, ppo)
         clock = [f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}", whole]
-        processor = [f"{result.cpu:.0f}", cpu, f"{result.collecting:.0f}", collecting]
+        processor = [f"{result.cpu:.0f}", cpu, f"{result.collecting:.0f}", collecting, f"{result.env_share:.0%}"]
         rows.append([result.setup.algo, *clock, *processor, f"{result.peak_mib:.0f}"])
-    cpu_columns = ["CPU steps/s", "x PPO", "CPU collecting steps/s", "x PPO"]
+    cpu_columns = ["CPU steps/s", "x PPO", "CPU collecting steps/s", "x PPO", "of it environments"]
     return table(["algorithm", "steps/s", "range", "x PPO", *cpu_columns, "peak MiB"], rows)
 
 

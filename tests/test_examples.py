@@ -99,7 +99,8 @@ def test_throughput(throughput, tmp_path):
     rows = [row for row in rows if row[1] in throughput.ALGORITHMS]
     assert [row[1] for row in rows] == list(throughput.ALGORITHMS)
     assert rows[1][4] == rows[1][6] == rows[1][8] == "1.00"  # PPO beside itself
-    assert all(float(row[column]) > 0 for row in rows for column in (2, 5, 7, 9))
+    assert all(float(row[column]) > 0 for row in rows for column in (2, 5, 7, 10))
+    assert all(0 < float(row[9].strip("%")) <= 100 for row in rows)
 
 
 @pytest.mark.slow
@@ -126,14 +127,14 @@ def test_growth_exponent(throughput):
 
 def test_medians_of_repetitions(throughput):
     setup = throughput.Setup("ppo", "CartPole-v1", 1, 8, 8, 1, "cpu", 1)
-    seconds = [(4.0, 2.0, 1.0), (2.0, 1.9, 0.9), (100.0, 2.1, 1.1)]  # the last one waited for the processor
+    seconds = [(4.0, 2.0, 1.0, 0.5), (2.0, 1.9, 0.9, 0.6), (100.0, 2.1, 1.1, 0.4)]  # the last one waited for the processor
     result = throughput.summarize(setup, [throughput.Measurement(8, *times, 300.0) for times in seconds])
     assert (result.whole, result.spread, result.cpu) == (2.0, (0.08, 4.0), 4.0)
-    assert (result.collecting, result.training) == pytest.approx((8.0, 8.0))
+    assert (result.collecting, result.training, result.env_share) == pytest.approx((8.0, 8.0, 0.5))
 
 
 def test_waiting_is_not_processor_time(throughput):
     stopwatch = throughput.Stopwatch()
-    stopwatch.training(functools.partial(time.sleep, 0.2))()
+    stopwatch.timed("training", functools.partial(time.sleep, 0.2))()
     measured = stopwatch.read(8)
     assert measured.seconds > 0.2 > 10 * measured.training_cpu_seconds
