@@ -15,7 +15,7 @@ def clip_gradients(parameters: Iterable[th.Tensor], max_norm: float) -> th.Tenso
     :return: The norm before, a scalar; where it is not finite the gradients are of no use
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = th.cat([gradient.flatten() for gradient in gradients]).norm()
+    norm: th.Tensor = th.cat([gradient.flatten() for gradient in gradients]).norm()
     if norm > max_norm:
         scale = max_norm / (float(norm) + 1e-6)
         for gradient in gradients:

@@ -53,9 +53,7 @@ def categorical_log_prob_and_entropy(logits: th.Tensor, actions: th.Tensor) -> t
     return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
 
 
-def gaussian_log_prob_and_entropy(
-    mean: th.Tensor, log_std: th.Tensor, actions: th.Tensor
-) -> tuple[th.Tensor, th.Tensor]:
+def gaussian_log_prob_and_entropy(mean: th.Tensor, log_std: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     :param mean: [N, n]
     :param log_std: Logarithm of the standard deviations, [n]

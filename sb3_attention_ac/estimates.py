@@ -52,14 +52,14 @@ def estimate_rollout(
     :param acted: What a memory actor made of each step while acting, [n_envs, ...] each; without, it is computed again
     :return: What advantages and ratios need
     """
-    latents = TrunkOutput(*map(th.stack, zip(*acted, strict=True))) if acted else None  # [n_steps, n_envs, ...]
+    latents = tuple(map(th.stack, zip(*acted, strict=True)))  # [n_steps, n_envs, ...] each; none without ``acted``
     values, log_probs, added, action_advantages = (np.zeros_like(buffer.values) for _ in range(4))
     for starts, length in buffer.chunks():
         first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
         for part in _split(len(first), buffer.n_context + length):
             windows, actions = buffer.windows(first[part], env[part], length)
             where = first[part, None] + np.arange(length), env[part, None]
-            known = None if latents is None else TrunkOutput(*(latent[where] for latent in latents))  # [N, n, ...]
+            known = TrunkOutput(*(latent[where] for latent in latents)) if latents else None  # [N, n, ...]
             evaluation = policy.evaluate_windows(windows, actions, buffer.to_torch(buffer.offsets[where]), known)
             values[where] = evaluation.values.cpu().numpy()
             if evaluation.added is not None:

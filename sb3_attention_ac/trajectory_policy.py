@@ -291,9 +291,7 @@ class TrajectoryPolicy(ActorPolicy):
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
         return events.masked_fill(episode_starts.unsqueeze(-1), 0.0)
 
-    def window_latents(
-        self, windows: TrajectoryWindows, n_queries: int, acted: TrunkOutput | None = None
-    ) -> WindowLatents:
+    def window_latents(self, windows: TrajectoryWindows, n_queries: int, acted: TrunkOutput | None = None) -> WindowLatents:
         """
         The causal latents of the last steps of each window.
 

@@ -156,3 +156,31 @@ def test_old_log_probabilities_of_other_steps_are_found(monkeypatch, kwargs):
     )
     with pytest.raises(AssertionError):
         check_first_ratio("Discrete", kwargs, LONG)
+
+
+@FEW
+@given(rollouts)
+@pytest.mark.parametrize("name", ACTION_SPACES)
+@pytest.mark.parametrize("share_encoder", [False, True])
+def test_what_acting_made_of_the_steps_gives_the_same_estimates(name, share_encoder, rollout):
+    rng = np.random.default_rng(rollout["seed"])
+    policy = make_policy(rollout["context_length"], ACTION_SPACES[name], memory_actor=True, share_encoder=share_encoder)
+    buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
+    starts = np.ones(rollout["n_envs"], dtype=bool)
+    for _ in range(2):
+        actor, acted = [], []
+
+        def step(obs, episode_starts, actor=actor, acted=acted):
+            actor[:] = actor or [policy.start_acting(buffer)]
+            decision = actor[0](obs, episode_starts)
+            acted.append(decision.latents)
+            return decision.actions.numpy()
+
+        starts = fill(buffer, rng, starts, rollout["episode_end"], step)
+    last_obs = next_observations(buffer, rng)
+    known, anew = estimate_rollout(policy, buffer, last_obs, acted), estimate_rollout(policy, buffer, last_obs)
+    for ours, theirs in zip(known, anew, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    swapped = estimate_rollout(policy, buffer, last_obs, acted[::-1])
+    if rollout["n_steps"] > 1:
+        assert np.abs(swapped.log_probs - anew.log_probs).max() > 1e-5
