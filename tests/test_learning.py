@@ -1,5 +1,7 @@
 """Learning, on real environments. Slow: minutes each."""
 
+import statistics
+
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -26,8 +28,13 @@ def score(model, env_id: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("policy_kwargs", [{}, {"memory_actor": True}])
 def test_cartpole(policy_kwargs):
-    env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
-    assert score(AAC("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, **FAST).learn(40_960), "CartPole-v1") > 400
+    """The median of three runs: at a constant learning rate one in eight with a memory ends below (3 of 24 and of 25 seeds)."""
+    scores = []
+    for seed in range(3):
+        env = make_vec_env("CartPole-v1", n_envs=8, seed=seed)
+        model = AAC("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=seed, **FAST)
+        scores.append(score(model.learn(40_960), "CartPole-v1"))
+    assert statistics.median(scores) > 400
 
 
 @pytest.mark.slow
