@@ -28,7 +28,7 @@ def score(model, env_id: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("policy_kwargs", [{}, {"memory_actor": True}])
 def test_cartpole(policy_kwargs):
-    """The median of three runs: at a constant learning rate one in eight with a memory ends below (3 of 24 and of 25 seeds)."""
+    """The median of three runs: at a constant learning rate one in eight with a memory ends below."""
     scores = []
     for seed in range(3):
         env = make_vec_env("CartPole-v1", n_envs=8, seed=seed)
