@@ -45,10 +45,11 @@ class TrajectoryCollection(OnPolicyAlgorithm):
         rollout_buffer.reset()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        actor = self.policy.start_acting(rollout_buffer)
         tilts: list[Tilt] = []
         acted: list[TrunkOutput] = []
         callback.on_rollout_start()
+        actor = self.policy.start_acting(rollout_buffer)
+        versions = self._parameter_versions()
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -82,6 +83,8 @@ class TrajectoryCollection(OnPolicyAlgorithm):
 
         if tilts:
             rollout_buffer.set_offsets(th.stack([tilt.offsets for tilt in tilts]).cpu().numpy())
+        if self._parameter_versions() != versions:  # by a callback: what was made of the steps is another network's
+            acted.clear()
         estimates = estimate_rollout(self.policy, rollout_buffer, new_obs, acted)
         gate, values = self.policy.value_gate, estimates.last_values  # callbacks know them as ``values``, as in SB3
         added = None if gate is None else estimates.added * float(gate.share)
@@ -95,6 +98,10 @@ class TrajectoryCollection(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _parameter_versions(self) -> list[int]:
+        """:return: A number for each parameter that grows when it is written to"""
+        return [parameter._version for parameter in self.policy.parameters()]
 
     def _judge_attention_q(self, attention_q: AttentionQ, estimates: RolloutEstimates, tilts: list[Tilt]) -> None:
         """Let the gate see how A_att has done on this rollout, which nothing was learned from yet, and log it."""

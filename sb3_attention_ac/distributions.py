@@ -56,11 +56,11 @@ def categorical_log_prob_and_entropy(logits: th.Tensor, actions: th.Tensor) -> t
 def gaussian_log_prob_and_entropy(mean: th.Tensor, log_std: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     :param mean: [N, n]
-    :param log_std: Logarithm of the standard deviations, [n]
+    :param log_std: Logarithm of the standard deviations, [n], or of a shape that broadcasts to the means'
     :param actions: [N, n]
     :return: Log probabilities of the actions [N], and the entropies of the distributions [N]
     """
     deviations = (actions - mean) * th.exp(-log_std)
-    log_volume = log_std.sum() + 0.5 * math.log(2 * math.pi) * len(log_std)
+    log_volume = (log_std + 0.5 * math.log(2 * math.pi)).expand_as(mean).sum(dim=-1)
     log_prob = -0.5 * deviations.square().sum(dim=-1) - log_volume
-    return log_prob, (log_volume + 0.5 * len(log_std)).expand_as(log_prob)
+    return log_prob, log_volume + 0.5 * mean.shape[-1]

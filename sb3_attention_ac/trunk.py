@@ -72,14 +72,14 @@ class AttentionTrunk(nn.Module):
             [..., F * (1 + n_previous)]
         :return: [..., latent_dim]
         """
-        first: Any = mlp[0] if len(mlp) > 0 else None
+        first: Any = mlp[0] if len(mlp) > 0 else nn.Identity()
         if self.local is None:
-            hidden = recent if first is None else first(recent)
-        elif first is None:
-            features, previous = recent.tensor_split([recent.shape[-1] - self.local.in_features], dim=-1)
-            hidden = features + self.local(previous)
-        else:  # both matrices at once
+            hidden = first(recent)
+        elif type(first) is nn.Linear and not first._forward_hooks and not first._forward_pre_hooks:  # both at once
             hidden = F.linear(recent, th.cat([first.weight, self.local.weight], dim=1), first.bias)
+        else:
+            features, previous = recent.tensor_split([recent.shape[-1] - self.local.in_features], dim=-1)
+            hidden = first(features) + self.local(previous)
         latents: th.Tensor = mlp[1:](hidden)
         return latents
 

@@ -5,6 +5,8 @@ import torch as th
 from gymnasium import spaces
 from trajectories import make_policy
 
+from sb3_attention_ac.distributions import gaussian_log_prob_and_entropy
+
 N = 20_000
 
 
@@ -39,3 +41,12 @@ def test_log_probabilities_and_entropies_are_those_of_sb3(space, scale):
         log_prob, entropy = policy.log_prob_and_entropy(latent, actions.float())
         assert th.allclose(log_prob, distribution.log_prob(actions), atol=1e-5, rtol=1e-5)
         assert th.allclose(entropy, distribution.entropy(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 3)])
+def test_a_shared_standard_deviation_counts_for_every_dimension(shape):
+    mean, actions, log_std = th.randn(5, 3), th.randn(5, 3), th.full(shape, -0.5)
+    expected = th.distributions.Normal(mean, th.full((3,), -0.5).exp())
+    log_prob, entropy = gaussian_log_prob_and_entropy(mean, log_std, actions)
+    assert th.allclose(log_prob, expected.log_prob(actions).sum(-1))
+    assert th.allclose(entropy, expected.entropy().sum(-1))

@@ -6,6 +6,7 @@ import torch as th
 from hypothesis import given, settings
 from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, next_observations, rollouts
 
+from sb3_attention_ac import AAC
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.memory import TrajectoryStepper
@@ -184,3 +185,47 @@ def test_what_acting_made_of_the_steps_gives_the_same_estimates(name, share_enco
     swapped = estimate_rollout(policy, buffer, last_obs, acted[::-1])
     if rollout["n_steps"] > 1:
         assert np.abs(swapped.log_probs - anew.log_probs).max() > 1e-5
+
+
+class Doubled(th.nn.Linear):
+    """A first layer with a forward of its own"""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("net_arch", [[6, 6], []])
+@pytest.mark.parametrize("own", ["plain", "subclass", "hook"])
+def test_at_first_a_memory_actor_is_its_mlp_whatever_its_first_layer(own, net_arch):
+    policy = make_policy(4, memory_actor=True, net_arch=net_arch, perturb=False)
+    layers = policy.mlp_extractor.policy_net
+    if net_arch and own == "subclass":
+        layers[0] = Doubled(layers[0].in_features, layers[0].out_features)
+    elif net_arch and own == "hook":
+        layers[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    obs = th.randn(5, *policy.observation_space.shape)
+    mlp = policy.action_net(policy.mlp_extractor.forward_actor(obs))
+    th.testing.assert_close(policy.get_distribution(obs).distribution.logits, mlp - mlp.logsumexp(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("at_step", [None, 3])
+def test_parameters_that_a_callback_changes_leave_the_first_ratio_at_one(at_step):
+    def change(locals_: dict, globals_: dict) -> bool:
+        if locals_["n_steps"] == at_step:
+            with th.no_grad():
+                for parameter in locals_["self"].policy.parameters():
+                    parameter.add_(0.3 * th.randn_like(parameter))
+        return True
+
+    model = AAC("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, policy_kwargs={"memory_actor": True}, seed=0)
+    train, largest = model.train, []
+
+    def check() -> None:
+        for samples in model.rollout_buffer.get_windows(8):
+            log_prob = model.policy.evaluate_windows(samples.windows, samples.actions).log_prob
+            largest.append((log_prob - samples.old_log_prob).abs().max().item())
+        train()
+
+    model.train = check
+    model.learn(16, callback=change)
+    assert len(largest) == 2 and max(largest) < 1e-4
