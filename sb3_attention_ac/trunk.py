@@ -83,6 +83,11 @@ class AttentionTrunk(nn.Module):
         latents: th.Tensor = mlp[1:](hidden)
         return latents
 
+    def _learning_latents(self, mlp: nn.Sequential, recent: th.Tensor) -> th.Tensor:
+        """:meth:`latents`, without a gradient if the MLP learns elsewhere"""
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.mlp_is_given):
+            return self.latents(mlp, recent)
+
     def add_gathered(self, mlp_latents: th.Tensor, gathered: th.Tensor | None) -> TrunkOutput:
         """
         :param mlp_latents: [..., latent_dim]
@@ -111,8 +116,7 @@ class AttentionTrunk(nn.Module):
         :return: What is made of the last steps, [N, n_queries, ...]
         """
         assert self.encoder is not None
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.mlp_is_given):
-            latents = self.latents(mlp, recent)
+        latents = self._learning_latents(mlp, recent)
         gathered = self.encoder(self.encoder.tokens(latents, events), episode_ids, n_queries)
         return self.add_gathered(latents[:, -n_queries:], gathered)
 
@@ -125,6 +129,4 @@ class AttentionTrunk(nn.Module):
         :param gathered: What another trunk's encoder gathered for these steps, [..., gathered_dim]; None for nothing
         :return: What is made of them, [..., ...]
         """
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.mlp_is_given):
-            latents = self.latents(mlp, recent)
-        return self.add_gathered(latents, gathered)
+        return self.add_gathered(self._learning_latents(mlp, recent), gathered)

@@ -10,13 +10,17 @@ from sb3_attention_ac import AAC
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.memory import TrajectoryStepper
+from sb3_attention_ac.trunk import TrunkOutput
 
 FEW = settings(max_examples=5, deadline=None)  # each of many combinations
 
 
-def stepped_rollout(policy, buffer, rng, starts, episode_end) -> tuple[np.ndarray, list[th.Tensor]]:
-    """Fill a rollout by acting; returns the next episode starts and what actions are made of at every step, [n_envs, 2 * H]"""
-    latents = []
+def stepped_rollout(policy, buffer, rng, starts, episode_end) -> tuple[np.ndarray, list[th.Tensor], list[TrunkOutput]]:
+    """
+    Fill a rollout by acting; returns the next episode starts, what actions are made of at every step, [n_envs, 2 * H], and
+    what the actor says it has made of it.
+    """
+    latents, acted = [], []
     sample_actions = policy.sample_actions
 
     def recording(latent_pi, deterministic, offsets, latent_sde):
@@ -28,11 +32,13 @@ def stepped_rollout(policy, buffer, rng, starts, episode_end) -> tuple[np.ndarra
 
     def step(obs, episode_starts):
         actor[:] = actor or [policy.start_acting(buffer)]  # once the buffer is reset, as in collect_rollouts()
-        return actor[0](obs, episode_starts).actions.numpy()
+        decision = actor[0](obs, episode_starts)
+        acted.append(decision.latents)
+        return decision.actions.numpy()
 
     starts = fill(buffer, rng, starts, episode_end, step)
     policy.sample_actions = sample_actions
-    return starts, latents
+    return starts, latents, acted
 
 
 def check_stepping(rollout, from_start=True, **kwargs) -> None:
@@ -42,7 +48,7 @@ def check_stepping(rollout, from_start=True, **kwargs) -> None:
     buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
     starts = np.full(rollout["n_envs"], from_start)
     for _ in range(3):
-        starts, latents = stepped_rollout(policy, buffer, rng, starts, rollout["episode_end"])
+        starts, latents, _ = stepped_rollout(policy, buffer, rng, starts, rollout["episode_end"])
         for first, length in buffer.chunks():
             for start in first:
                 windows, _ = buffer.windows(np.full(buffer.n_envs, start), np.arange(buffer.n_envs), length)
@@ -169,15 +175,7 @@ def test_what_acting_made_of_the_steps_gives_the_same_estimates(name, share_enco
     buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
     starts = np.ones(rollout["n_envs"], dtype=bool)
     for _ in range(2):
-        actor, acted = [], []
-
-        def step(obs, episode_starts, actor=actor, acted=acted):
-            actor[:] = actor or [policy.start_acting(buffer)]
-            decision = actor[0](obs, episode_starts)
-            acted.append(decision.latents)
-            return decision.actions.numpy()
-
-        starts = fill(buffer, rng, starts, rollout["episode_end"], step)
+        starts, _, acted = stepped_rollout(policy, buffer, rng, starts, rollout["episode_end"])
     last_obs = next_observations(buffer, rng)
     known, anew = estimate_rollout(policy, buffer, last_obs, acted), estimate_rollout(policy, buffer, last_obs)
     for ours, theirs in zip(known, anew, strict=True):
