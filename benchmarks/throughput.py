@@ -7,7 +7,8 @@ Steps per second and peak memory of AttentionActorCritic, of SB3's algorithms, a
     python benchmarks/throughput.py --algos aac-memory ppo_lstm --gym-packages popgym --envs popgym-RepeatFirstEasy-v0
         --n-envs 16 --n-steps 128 --batch-size 256 --n-epochs 5 --network context_length=64 share_encoder=1 --aux-loss live
     python benchmarks/throughput.py --sweep context_length --envs CartPole-v1 --n-envs 8
-    python benchmarks/throughput.py --envs CarRacing-v3 --n-envs 8 --device cuda --network d_model=256 --bf16 --compile
+    python benchmarks/throughput.py --envs CarRacing-v3 --n-envs 8 --subproc --device cuda --network d_model=256
+        --bf16 --compile
 
 Every algorithm runs in a process of its own, one process at a time, and the repetitions are interleaved (A B C A B C ...), so
 that a machine which gets slower or faster does so for all of them. Every repetition is a training run with a seed of its own:
@@ -21,7 +22,9 @@ under ``torch.autocast`` with bfloat16, and networks compiled by ``torch.compile
 
 "steps/s" and its range are whole repetitions by the clock. The "CPU" columns count the process's own processor time instead
 (of all its threads), which goes on when other processes or the host of a virtual machine take the processor away: with one
-thread these are the ones to compare on a busy machine. With a GPU only the clock tells.
+thread these are the ones to compare on a busy machine. With a GPU only the clock tells: there the columns are training and
+collecting apart, by the clock, and the peak is of the GPU's memory. ``--subproc`` steps every environment in a process of its
+own, for environments that take longer than all the rest; their time is not the process's own, only the clock tells there too.
 """
 
 import argparse
@@ -62,13 +65,14 @@ def _make_model(setup: Setup, seed: int) -> Any:
     from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.preprocessing import is_image_space
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
     from sb3_attention_ac import AAC
 
     th.set_num_threads(setup.threads)
     for package in setup.packages:
         importlib.import_module(package)
-    env = make_vec_env(setup.env, n_envs=setup.n_envs, seed=seed)
+    env = make_vec_env(setup.env, n_envs=setup.n_envs, seed=seed, vec_env_cls=SubprocVecEnv if setup.subproc else DummyVecEnv)
     if setup.algo == "random":
         return env
     kind = "Cnn" if is_image_space(env.observation_space) else "Mlp"
@@ -109,11 +113,17 @@ def _make_ready(setup: Setup, seed: int) -> Any:
 
 
 class Stopwatch:
-    """Time since it was made, by the clock and of the processor, and the processor time of some functions"""
+    """
+    Time since it was made, by the clock, and more closely the processor time, also of some functions.
 
-    def __init__(self) -> None:
-        self._cpu_seconds = {"training": 0.0, "env": 0.0}
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+    :param setup: What is measured; where the processor does not do all of it, the clock stands for processor time
+    """
+
+    def __init__(self, setup: Setup):
+        self._on_gpu = setup.device != "cpu"
+        self._now = time.perf_counter if setup.by_clock else time.process_time
+        self._spent = {"training": 0.0, "env": 0.0}
+        self._start, self._clock_start = self._now(), time.perf_counter()
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """
@@ -123,9 +133,9 @@ class Stopwatch:
         """
 
         def timed(*args: Any) -> Any:
-            start = time.process_time()
+            start = self._now()
             result = function(*args)
-            self._cpu_seconds[name] += time.process_time() - start
+            self._spent[name] += self._now() - start
             return result
 
         return timed
@@ -135,12 +145,13 @@ class Stopwatch:
         :param steps: Number of steps since the start, over all environments
         :return: What they took
         """
-        seconds, cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
-        return Measurement(steps, seconds, cpu_seconds, self._cpu_seconds["training"], self._cpu_seconds["env"], _peak_mib())
+        clock_seconds, seconds = time.perf_counter() - self._clock_start, self._now() - self._start
+        peak = _peak_gpu_mib() if self._on_gpu else _peak_mib()
+        return Measurement(steps, clock_seconds, seconds, self._spent["training"], self._spent["env"], peak)
 
 
-def _train(model: Any, steps: int) -> Measurement:
-    before, stopwatch = model.num_timesteps, Stopwatch()
+def _train(setup: Setup, model: Any, steps: int) -> Measurement:
+    before, stopwatch = model.num_timesteps, Stopwatch(setup)
     train, step = model.train, model.env.step
     model.train, model.env.step = stopwatch.timed("training", train), stopwatch.timed("env", step)
     model.learn(steps, reset_num_timesteps=False)
@@ -148,10 +159,10 @@ def _train(model: Any, steps: int) -> Measurement:
     return stopwatch.read(model.num_timesteps - before)
 
 
-def _step_randomly(env: Any, steps: int) -> Measurement:
+def _step_randomly(setup: Setup, env: Any, steps: int) -> Measurement:
     env.reset()
     actions = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(64)]
-    n_steps, stopwatch = -(-steps // env.num_envs), Stopwatch()
+    n_steps, stopwatch = -(-steps // env.num_envs), Stopwatch(setup)
     step = stopwatch.timed("env", env.step)
     for i in range(n_steps):
         step(actions[i % len(actions)])
@@ -163,8 +174,14 @@ def _peak_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def _peak_gpu_mib() -> float:
+    import torch as th
+
+    return th.cuda.max_memory_reserved() / 2**20 if th.cuda.is_available() else 0.0
+
+
 def _run(setup: Setup, model: Any, steps: int) -> Measurement:
-    return _step_randomly(model, steps) if setup.algo == "random" else _train(model, steps)
+    return _step_randomly(setup, model, steps) if setup.algo == "random" else _train(setup, model, steps)
 
 
 def measure(setup: Setup, steps: int, seed: int) -> Measurement:
@@ -239,7 +256,7 @@ def conditions(args: argparse.Namespace) -> str:
         f"{machine}\n- load average before: {load}\n- medians of {args.repeats} interleaved repetitions of "
         f"{args.steps} steps; {args.threads} PyTorch thread(s), device {args.device}\n"
         f"- n_steps {args.n_steps}, batch size {args.batch_size}, {args.n_epochs} epochs, network {dict(args.network)}, "
-        f"auxiliary loss {args.aux_loss}, bf16 {args.bf16}, compile {args.compile}"
+        f"auxiliary loss {args.aux_loss}, bf16 {args.bf16}, compile {args.compile}, subproc {args.subproc}"
     )
 
 
@@ -267,6 +284,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--network", nargs="+", type=_network_argument, default=[], help="AAC's, as d_model=256 n_layers=2")
     parser.add_argument("--aux-loss", help="AAC's self-supervised loss")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="Packages that register environments, as in RL Zoo")
+    parser.add_argument("--subproc", action="store_true", help="Every environment in a process of its own")
     parser.add_argument("--bf16", action="store_true", help="Updates under torch.autocast with bfloat16")
     parser.add_argument("--compile", action="store_true", help="Networks compiled by torch.compile")
     parser.add_argument("--sweep", choices=list(SWEEPS), help="Change this setting instead; costs are those of --algos")
@@ -296,7 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     for env, n_envs in itertools.product(args.envs, args.n_envs[:1] if args.sweep == "n_envs" else args.n_envs):
         hyperparams = (args.n_steps, args.batch_size, args.n_epochs, args.device, args.threads, tuple(args.network))
-        others = (args.bf16, args.compile, args.aux_loss, tuple(args.gym_packages))
+        others = (args.bf16, args.compile, args.aux_loss, tuple(args.gym_packages), args.subproc)
         setups = [Setup(algo, env, n_envs, *hyperparams, *others) for algo in args.algos]
         if args.sweep is None:
             results = measure_interleaved(setups, args.steps, args.repeats)

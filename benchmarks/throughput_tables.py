@@ -1,6 +1,7 @@
 """What :mod:`throughput` measures, and tables of it."""
 
 import statistics
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ class Setup(NamedTuple):
     :param compiled: Whether the networks are compiled by ``torch.compile``
     :param aux_loss: AttentionActorCritic's self-supervised loss
     :param packages: Packages to import, which register environments
+    :param subproc: Whether every environment is in a process of its own
     """
 
     algo: str
@@ -38,18 +40,24 @@ class Setup(NamedTuple):
     compiled: bool = False
     aux_loss: str | None = None
     packages: tuple[str, ...] = ()
+    subproc: bool = False
+
+    @property
+    def by_clock(self) -> bool:
+        """Whether other processors than the process's own do part of the work, so that its processor time tells little"""
+        return self.device != "cpu" or self.subproc
 
 
 class Measurement(NamedTuple):
     """
-    One repetition.
+    One repetition. Where ``Setup.by_clock``, processor time is time by the clock.
 
     :param steps: Number of steps, over all environments
     :param seconds: Time they took by the clock
     :param cpu_seconds: Processor time they took
     :param training_cpu_seconds: Processor time of the updates among it
     :param env_cpu_seconds: Processor time of the environments among it
-    :param peak_mib: The most memory the process has used so far
+    :param peak_mib: The most memory the process has used so far, of the GPU if there is one
     """
 
     steps: int
@@ -62,7 +70,7 @@ class Measurement(NamedTuple):
 
 class Result(NamedTuple):
     """
-    Medians of all repetitions.
+    Medians of all repetitions. Where ``Setup.by_clock``, processor time is time by the clock.
 
     :param setup: What was measured
     :param whole: Steps per second by the clock
@@ -115,10 +123,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))} |" for line in lines)
 
 
-def _ratios(result: Result, ppo: Result) -> tuple[str, str, str]:
-    rates = ((result.whole, ppo.whole), (result.cpu, ppo.cpu), (result.collecting, ppo.collecting))
-    whole, cpu, collecting = (f"{rate / ppo_rate:.2f}" for rate, ppo_rate in rates)
-    return whole, cpu, collecting
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "-"
 
 
 def comparison_table(results: list[Result]) -> str:
@@ -127,15 +133,20 @@ def comparison_table(results: list[Result]) -> str:
     :return: Steps per second, their ratio to PPO's, and peak memory
     """
     ppo = next((result for result in results if result.setup.algo == "ppo"), None)
+    by_clock, on_gpu = results[0].setup.by_clock, results[0].setup.device != "cpu"
+    second = attrgetter("training" if by_clock else "cpu")  # by the clock a whole repetition is in the first column
     rows = []
     for result in results:
-        low, high = result.spread
-        whole, cpu, collecting = ("-", "-", "-") if ppo is None else _ratios(result, ppo)
-        clock = [f"{result.whole:.0f}", f"{low:.0f} to {high:.0f}", whole]
-        processor = [f"{result.cpu:.0f}", cpu, f"{result.collecting:.0f}", collecting, f"{result.env_share:.0%}"]
-        rows.append([result.setup.algo, *clock, *processor, f"{result.peak_mib:.0f}"])
-    cpu_columns = ["CPU steps/s", "x PPO", "CPU collecting steps/s", "x PPO", "of it environments"]
-    return table(["algorithm", "steps/s", "range", "x PPO", *cpu_columns, "peak MiB"], rows)
+        whole, apart, collecting = (
+            [_number(rate(result), 0), _number(rate(result) / rate(ppo), 2) if ppo is not None else "-"]
+            for rate in (attrgetter("whole"), second, attrgetter("collecting"))
+        )
+        whole.insert(1, "{:.0f} to {:.0f}".format(*result.spread))
+        rows.append([result.setup.algo, *whole, *apart, *collecting, f"{result.env_share:.0%}", f"{result.peak_mib:.0f}"])
+    columns = ["training steps/s", "collecting steps/s"] if by_clock else ["CPU steps/s", "CPU collecting steps/s"]
+    rates = [column for name in columns for column in (name, "x PPO")]
+    peak = "peak GPU MiB" if on_gpu else "peak MiB"
+    return table(["algorithm", "steps/s", "range", "x PPO", *rates, "of it environments", peak], rows)
 
 
 def growth_exponent(sizes: list[int], costs: list[float]) -> float:

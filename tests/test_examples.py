@@ -120,6 +120,15 @@ def test_throughput_sweep(throughput, name, capsys):
     assert [line.split("|")[1].strip() for line in lines[-3:]] == ["4", "8", "exponent"]
 
 
+@pytest.mark.slow
+def test_throughput_with_environments_in_processes_of_their_own(throughput, capsys):
+    throughput.main([*SMALL, "--algos", "aac", "random", "--subproc"])
+    header, _, aac, random = ([cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()[-4:])
+    assert header[5] == "training steps/s" and header[10] == "peak MiB"
+    assert float(aac[5]) > float(aac[2]) and float(aac[7]) > float(aac[2])  # each is a part of the whole
+    assert random[5] == "-"
+
+
 def test_growth_exponent(throughput):
     tables = importlib.import_module("throughput_tables")
     assert tables.growth_exponent([2, 4, 8], [3.0, 12.0, 48.0]) == pytest.approx(2)
