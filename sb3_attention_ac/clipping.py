@@ -16,8 +16,6 @@ def clip_gradients(parameters: Iterable[th.Tensor], max_norm: float) -> th.Tenso
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm: th.Tensor = th.cat([gradient.flatten() for gradient in gradients]).norm()
-    if norm > max_norm:
-        scale = max_norm / (float(norm) + 1e-6)
-        for gradient in gradients:
-            gradient.mul_(scale)
+    if (present := float(norm)) > max_norm:  # read once: reading waits for the device
+        th._foreach_mul_(gradients, max_norm / (present + 1e-6))
     return norm

@@ -1,5 +1,6 @@
 """The update: minibatches of a rollout, their losses, and steps of the optimizer."""
 
+import math
 import operator
 from collections.abc import Iterator
 from functools import reduce
@@ -194,7 +195,7 @@ class TrajectoryUpdate(TrajectoryCollection):
         loss.backward()
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         grad_norm = clip_gradients(parameters, self.max_grad_norm)
-        if not th.isfinite(loss + grad_norm):
+        if not math.isfinite(loss.detach() + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
             raise FloatingPointError(
                 f"{culprit} is not finite at iteration {self._n_iterations} "
