@@ -29,6 +29,7 @@ own, for environments that take longer than all the rest; their time is not the 
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib
 import itertools
@@ -59,20 +60,27 @@ NETWORK_SWEEPS = ("context_length", "d_model", "n_layers")
 # --- in the process of one algorithm ------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _make_env(setup: Setup) -> Any:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    for package in setup.packages:
+        importlib.import_module(package)
+    return make_vec_env(setup.env, n_envs=setup.n_envs, vec_env_cls=SubprocVecEnv if setup.subproc else DummyVecEnv)
+
+
 def _make_model(setup: Setup, seed: int) -> Any:
     import torch as th
     from sb3_contrib import RecurrentPPO
     from stable_baselines3 import A2C, PPO
-    from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.preprocessing import is_image_space
-    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
     from sb3_attention_ac import AAC
 
     th.set_num_threads(setup.threads)
-    for package in setup.packages:
-        importlib.import_module(package)
-    env = make_vec_env(setup.env, n_envs=setup.n_envs, seed=seed, vec_env_cls=SubprocVecEnv if setup.subproc else DummyVecEnv)
+    env = _make_env(setup)
+    env.seed(seed)
     if setup.algo == "random":
         return env
     kind = "Cnn" if is_image_space(env.observation_space) else "Mlp"
@@ -197,7 +205,6 @@ def measure(setup: Setup, steps: int, seed: int) -> Measurement:
     # One rollout that does not count: while the process waited for its turn, its memory may have been reclaimed
     _run(setup, model, 1)
     measurement = _run(setup, model, steps)
-    (model if setup.algo == "random" else model.env).close()
     del model
     gc.collect()  # the next repetition shall find the memory as this one did
     return measurement
@@ -238,6 +245,9 @@ def measure_interleaved(setups: list[Setup], steps: int, repeats: int) -> list[R
     measurements: list[list[Measurement]] = [[] for _ in setups]
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(own_process()) for _ in setups]
+        # Libraries are imported, environments made and networks compiled before anything counts, by all at once
+        for first in [process.submit(measure, setup, 1, 0) for setup, process in zip(setups, processes, strict=True)]:
+            first.result()
         for seed in range(repeats):
             for setup, process, done in zip(setups, processes, measurements, strict=True):
                 done.append(process.submit(measure, setup, steps, seed).result())
