@@ -16,6 +16,6 @@ def clip_gradients(parameters: Iterable[th.Tensor], max_norm: float) -> th.Tenso
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm: th.Tensor = th.cat([gradient.flatten() for gradient in gradients]).norm()
-    if (present := float(norm)) > max_norm:  # read once: reading waits for the device
-        th._foreach_mul_(gradients, max_norm / (present + 1e-6))
+    if norm > max_norm:
+        th._foreach_mul_(gradients, max_norm / (norm + 1e-6))  # a tensor: a number would be made one for each gradient
     return norm

@@ -22,8 +22,10 @@ from sb3_attention_ac.trajectory_policy import WindowLatents
 
 # MLPs learn from shuffled transitions, attention beside them from windows, whose neighbouring steps say much the same: it
 # takes one step for so many of theirs, on minibatches larger by a factor. Adam can take steps longer by the root of that
-# factor (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). A self-supervised loss needs more steps than a value does.
+# factor (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). A self-supervised loss needs more steps than a value does,
+# and half as many do where the gate lets nothing in.
 MINIBATCHES_PER_ATTENTION_STEP = 8
+MINIBATCHES_PER_UNHEARD_STEP = 16
 MINIBATCHES_PER_AUXILIARY_STEP = 2
 ATTENTION_MINIBATCH_FACTOR = 2
 ATTENTION_LEARNING_RATE_FACTOR = ATTENTION_MINIBATCH_FACTOR**0.5
@@ -106,11 +108,19 @@ class TrajectoryUpdate(TrajectoryCollection):
         if self.policy.memory_actor:
             yield from self.rollout_buffer.get_windows(self.batch_size)
             return
-        period = MINIBATCHES_PER_AUXILIARY_STEP if self.policy.aux_targets else MINIBATCHES_PER_ATTENTION_STEP
+        period = self._minibatches_per_attention_step()
         for i, transitions in enumerate(self.rollout_buffer.get_transitions(self.batch_size)):
             if i % period == 0 and self.policy.value_gate is not None:
                 yield next(attention_windows)
             yield transitions
+
+    def _minibatches_per_attention_step(self) -> int:
+        gate, learns_values_alone = self.policy.value_gate, self.policy.attention_q is None
+        if self.policy.aux_targets:
+            return MINIBATCHES_PER_AUXILIARY_STEP
+        if gate is not None and gate.share == 0 and learns_values_alone:
+            return MINIBATCHES_PER_UNHEARD_STEP
+        return MINIBATCHES_PER_ATTENTION_STEP
 
     def _losses(self, batch: TransitionSamples | WindowSamples) -> dict[str, th.Tensor]:
         """
@@ -190,10 +200,11 @@ class TrajectoryUpdate(TrajectoryCollection):
         :raises FloatingPointError: If one is not finite; the parameters are then still the last good ones
         """
         optimizer = self.policy.optimizer
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         loss = reduce(operator.add, losses.values())
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         loss.backward()
-        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         grad_norm = clip_gradients(parameters, self.max_grad_norm)
         if not math.isfinite(loss.detach() + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
