@@ -146,13 +146,22 @@ def encode_actions(actions: th.Tensor, action_space: spaces.Space[Any]) -> th.Te
     :return: [..., action_encoding_dim]
     """
     if isinstance(action_space, spaces.Discrete):
-        return F.one_hot(actions.long().squeeze(-1), int(action_space.n)).float()
+        return one_hot(actions, int(action_space.n))
     if isinstance(action_space, spaces.MultiDiscrete):
-        parts = [F.one_hot(part, int(n)) for part, n in zip(actions.long().unbind(-1), action_space.nvec, strict=True)]
-        return th.cat(parts, dim=-1).float()
+        parts = zip(actions.split(1, dim=-1), action_space.nvec, strict=True)
+        return th.cat([one_hot(part, int(n)) for part, n in parts], dim=-1)
     if isinstance(action_space, spaces.MultiBinary):
         return actions.float()
     return symlog(actions.float())
+
+
+def one_hot(actions: th.Tensor, n: int) -> th.Tensor:
+    """
+    :param actions: Categories, [..., 1]
+    :param n: How many there are
+    :return: [..., n]; quicker than PyTorch's, which looks at all of them first
+    """
+    return (actions == th.arange(n, device=actions.device)).float()
 
 
 def symlog(x: th.Tensor) -> th.Tensor:

@@ -72,16 +72,17 @@ class AttentionTrunk(nn.Module):
             [..., F * (1 + n_previous)]
         :return: [..., latent_dim]
         """
-        first: Any = mlp[0] if len(mlp) > 0 else nn.Identity()
+        first, *others = mlp if len(mlp) > 0 else [nn.Identity()]
         if self.local is None:
-            hidden = first(recent)
+            hidden: th.Tensor = first(recent)
         elif type(first) is nn.Linear and not first._forward_hooks and not first._forward_pre_hooks:  # both at once
             hidden = F.linear(recent, th.cat([first.weight, self.local.weight], dim=1), first.bias)
         else:
             features, previous = recent.tensor_split([recent.shape[-1] - self.local.in_features], dim=-1)
             hidden = first(features) + self.local(previous)
-        latents: th.Tensor = mlp[1:](hidden)
-        return latents
+        for layer in others:  # a slice of the MLP would be another module, made for each step
+            hidden = layer(hidden)
+        return hidden
 
     def _learning_latents(self, mlp: nn.Sequential, recent: th.Tensor) -> th.Tensor:
         """:meth:`latents`, without a gradient if the MLP learns elsewhere"""
