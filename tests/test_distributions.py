@@ -6,6 +6,7 @@ from gymnasium import spaces
 from trajectories import make_policy
 
 from sb3_attention_ac.distributions import gaussian_log_prob_and_entropy
+from sb3_attention_ac.trajectory import encode_actions
 
 N = 20_000
 
@@ -50,3 +51,11 @@ def test_a_shared_standard_deviation_counts_for_every_dimension(shape):
     log_prob, entropy = gaussian_log_prob_and_entropy(mean, log_std, actions)
     assert th.allclose(log_prob, expected.log_prob(actions).sum(-1))
     assert th.allclose(entropy, expected.entropy().sum(-1))
+
+
+def test_categories_are_encoded_as_torch_does():
+    generator = th.Generator().manual_seed(0)
+    first, second = (th.randint(n, (4, 5, 1), generator=generator).float() for n in (2, 3))  # as the buffer stores them
+    ones = [th.nn.functional.one_hot(part.long().squeeze(-1), n) for part, n in ((first, 2), (second, 3))]
+    assert encode_actions(second, spaces.Discrete(3)).equal(ones[1].float())
+    assert encode_actions(th.cat([first, second], -1), spaces.MultiDiscrete([2, 3])).equal(th.cat(ones, -1).float())

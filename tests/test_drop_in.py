@@ -147,6 +147,29 @@ def test_an_alias_is_a_default_extractor(algorithm, policy):
     algorithm(policy, random_env(), policy_kwargs={"features_extractor_class": FlattenExtractor})
 
 
+class ScalingExtractor(FlattenExtractor):
+    """Makes a tensor when it is first called, as many positional encodings do, and a parameter is multiplied by it"""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.weight = th.nn.Parameter(th.ones(self.features_dim))
+        self.scale = None
+
+    def forward(self, observations):
+        if self.scale is None:
+            self.scale = 2 * th.ones(self.features_dim)
+        return super().forward(observations) * (self.weight * self.scale)
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_actor": True}, {"attention_q": True}])
+def test_an_extractor_may_keep_what_it_computes(options):
+    policy_kwargs = {**TINY, **options, "features_extractor_class": ScalingExtractor}
+    model = AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, **SMALL)
+    model.predict(np.zeros(3, dtype=np.float32))
+    model.learn(30)
+    assert (model.policy.features_extractor.weight != 1).all()
+
+
 @pytest.mark.parametrize("memory_actor", [False, True])
 def test_divergence_is_that_of_the_last_epoch(memory_actor):
     """As PPO logs it; one minibatch in each epoch"""
