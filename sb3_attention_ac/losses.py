@@ -11,7 +11,8 @@ def normalized(advantages: th.Tensor) -> th.Tensor:
     """
     if advantages.numel() < 2:
         return advantages
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    std, mean = th.std_mean(advantages)
+    return (advantages - mean) / (std + 1e-8)
 
 
 def clipped_surrogate_loss(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:

@@ -164,7 +164,8 @@ class TrajectoryUpdate(TrajectoryCollection):
         for name, (loss, baseline) in auxiliary.items():
             self._log.add(f"aux_{name}_loss", loss)
             self._log.add(f"aux_{name}_baseline", baseline)
-        return {f"aux_{name}_loss": self.aux_coef * loss / len(auxiliary) for name, (loss, _) in auxiliary.items()}
+        weight = self.aux_coef / max(len(auxiliary), 1)
+        return {f"aux_{name}_loss": weight * loss for name, (loss, _) in auxiliary.items()}
 
     def _actor_losses(
         self, batch: RolloutBufferSamples | WindowSamples, log_prob: th.Tensor, entropy: th.Tensor | None
