@@ -21,6 +21,8 @@ from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, 
 from sb3_attention_ac.trunk import AttentionTrunk, TrunkOutput
 from sb3_attention_ac.value_gate import ValueGate
 
+SHORTEST_CHUNK = 32  # steps, of a memory actor: with shorter ones most of a minibatch's steps are context
+
 
 class WindowLatents(NamedTuple):
     """
@@ -81,7 +83,7 @@ class TrajectoryPolicy(ActorPolicy):
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
     :param context_length: How many steps of its episode a step sees at least, if there are that many, at least 1; at
-        most three times as many, less one (twice as many with ``memory_actor``)
+        most three times as many, less one (with ``memory_actor`` twice as many, less one, or 31 more)
     :param d_model: Width of a token, a multiple of ``n_heads``
     :param n_layers: Number of transformer blocks, 0 for no attention (PPO's critic)
     :param n_heads: Number of attention heads
@@ -185,7 +187,7 @@ class TrajectoryPolicy(ActorPolicy):
     @property
     def chunk_length(self) -> int:
         """How many consecutive steps follow this context in a window: more for a critic alone, so that less is overlap."""
-        return self.context_length if self.memory_actor else 2 * self.context_length
+        return max(self.context_length, SHORTEST_CHUNK) if self.memory_actor else 2 * self.context_length
 
     @property
     def action_event_dim(self) -> int:

@@ -6,11 +6,14 @@ import torch as th
 from hypothesis import given, settings
 from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, next_observations, rollouts
 
-from sb3_attention_ac import AAC
+from sb3_attention_ac import AAC, trajectory_policy
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.memory import TrajectoryStepper
+from sb3_attention_ac.trajectory_policy import SHORTEST_CHUNK
 from sb3_attention_ac.trunk import TrunkOutput
+
+AS_SHIPPED = SHORTEST_CHUNK  # conftest.py changes it
 
 FEW = settings(max_examples=5, deadline=None)  # each of many combinations
 
@@ -227,3 +230,10 @@ def test_parameters_that_a_callback_changes_leave_the_first_ratio_at_one(at_step
     model.train = check
     model.learn(16, callback=change)
     assert len(largest) == 2 and max(largest) < 1e-4
+
+
+@pytest.mark.parametrize(("context_length", "memory_actor", "chunk"), [(4, True, 32), (40, True, 40), (4, False, 8)])
+def test_chunks_of_a_memory_actor_are_not_short(monkeypatch, context_length, memory_actor, chunk):
+    monkeypatch.setattr(trajectory_policy, "SHORTEST_CHUNK", AS_SHIPPED)
+    assert make_policy(context_length, memory_actor=memory_actor).chunk_length == chunk
+    check_stepping({"seed": 0, "context_length": context_length, "n_steps": 3 * chunk, "n_envs": 2, "episode_end": 0.05})
