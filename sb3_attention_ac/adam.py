@@ -28,7 +28,7 @@ class QuickAdam(th.optim.Adam):
     """
     PyTorch's Adam, to the last bit and with the same state. Where it is fused, what PyTorch collects anew for each step is
     collected once: with the 41 parameters of a memory actor a step takes a third of the time. All that is not the common case
-    (not fused, amsgrad, a closure, a group of which some parameters have no gradient) is left to PyTorch.
+    (not fused, amsgrad, a closure, scaled gradients, a group of which some parameters have no gradient) is left to PyTorch.
 
     :param args: As of ``th.optim.Adam``
     :param kwargs: As of ``th.optim.Adam``
@@ -50,7 +50,8 @@ class QuickAdam(th.optim.Adam):
         :param closure: As of ``th.optim.Adam``
         :return: What the closure returns
         """
-        prepared = None if closure is not None else self._prepare()
+        scaled = getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None  # by a GradScaler
+        prepared = None if closure is not None or scaled else self._prepare()
         if prepared is None:
             return super().step(closure)
         with th.no_grad():

@@ -113,3 +113,13 @@ def test_closure_is_called():
     optimizer = QuickAdam(groups(parameters()), fused=True)
     give_gradients(optimizer, 0)
     assert optimizer.step(lambda: 5.0) == 5.0
+
+
+def test_gradients_that_a_scaler_has_scaled():
+    ours, theirs = QuickAdam(groups(parameters()), fused=True), th.optim.Adam(groups(parameters()), fused=True)
+    for seed in range(4):
+        for optimizer in (ours, theirs):
+            optimizer.grad_scale = th.tensor(8.0) if seed == 2 else None
+            give_gradients(optimizer, seed)
+            optimizer.step()
+        assert same(ours, theirs)
