@@ -50,7 +50,7 @@ class QuickAdam(th.optim.Adam):
         :param closure: As of ``th.optim.Adam``
         :return: What the closure returns
         """
-        scaled = getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None  # by a GradScaler
+        scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))  # by a GradScaler
         prepared = None if closure is not None or scaled else self._prepare()
         if prepared is None:
             return super().step(closure)
