@@ -72,7 +72,7 @@ class Block(nn.Module):
         self.norm_feedforward = nn.LayerNorm(d_model)
         self.expand = nn.Linear(d_model, dim_feedforward)
         self.contract = nn.Linear(dim_feedforward, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
 
     def queries_keys_values(self, x: th.Tensor, turns: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
