@@ -163,8 +163,10 @@ def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
     :param name: The setting that is changed
     :param sizes: Its values
     :param results: The result of each
-    :return: Microseconds of processor time per step for each value, and below the exponents of their growth
+    :return: Microseconds per step for each value (of processor time, or by the clock), and below the exponents of their growth
     """
+    setup = results[0].setup
+    unit, peak = "us/step" if setup.by_clock else "CPU us/step", "peak MiB" if setup.device == "cpu" else "peak GPU MiB"
     costs = [[1e6 / rate for rate in (r.cpu, r.collecting, r.training)] for r in results]
     rows = [
         [str(size), *(f"{cost:.0f}" for cost in row), f"{result.peak_mib:.0f}"]
@@ -173,4 +175,4 @@ def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
     if len(sizes) > 1:
         exponents = [growth_exponent(sizes, list(column)) for column in zip(*costs, strict=True)]
         rows.append(["exponent", *(f"{exponent:.2f}" for exponent in exponents), "-"])
-    return table([name, "CPU us/step", "collecting", "training", "peak MiB"], rows)
+    return table([name, unit, "collecting", "training", peak], rows)

@@ -112,18 +112,17 @@ class MemoryActor:
         :return: Actions, and how Q_att has tilted their distributions
         """
         policy = self.policy
-        # The features extractor may be anyone's, and one that keeps what it computes could not learn from it after
-        # inference mode, in which each operation takes less time
         features = policy.features(obs, self.extractor)
-        mlp_latent = None if policy.memory_actor else policy.mlp_actor_latent(obs)
-        with th.inference_mode():
-            starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=features.device)
-            events = policy.encode_events(memory.previous_action, starts)
-            stepped = self.stepper.step(memory, features, events, starts)
-            latent_pi, latent_sde = (stepped.latents, stepped.mlp_latents) if mlp_latent is None else (mlp_latent, None)
-            tilt = policy.tilt(stepped.latents, latent_pi)
-            actions = policy.sample_actions(latent_pi, deterministic, None if tilt is None else tilt.offsets, latent_sde)
-            memory.previous_action.copy_(actions.reshape(memory.previous_action.shape))
+        starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=features.device)
+        events = policy.encode_events(memory.previous_action, starts)
+        stepped = self.stepper.step(memory, features, events, starts)
+        if policy.memory_actor:
+            latent_pi, latent_sde = stepped.latents, stepped.mlp_latents
+        else:
+            latent_pi, latent_sde = policy.mlp_actor_latent(obs), None
+        tilt = policy.tilt(stepped.latents, latent_pi)
+        actions = policy.sample_actions(latent_pi, deterministic, None if tilt is None else tilt.offsets, latent_sde)
+        memory.previous_action.copy_(actions.reshape(memory.previous_action.shape))
         return Decision(actions, tilt, stepped if policy.memory_actor else None)
 
     def from_state(self, state: Any, n_envs: int) -> TrajectoryMemory:

@@ -237,7 +237,7 @@ class AttentionActorCritic(TrajectoryUpdate):
         self._maybe_recommend_cpu("AttentionActorCriticPolicy")
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "recent_trajectories", "_log"]
+        return [*super()._excluded_save_params(), "recent_trajectories", "_log", "_steps"]
 
     # --- SB3's interface ----------------------------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class TrajectoryEncoder(nn.Module):
     :param n_heads: Number of attention heads
     :param dim_feedforward: Width of the hidden layer of the feed-forward part
     :param dropout: Dropout probability
-    :param reach: About how many steps back it attends
+    :param reach: About how many steps back it attends: the base of the rotary positions
     """
 
     def __init__(

@@ -10,7 +10,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_attention_ac.actor import ActorPolicy
-from sb3_attention_ac.adam import QuickAdam
 from sb3_attention_ac.attention_q import AttentionQ, Tilt
 from sb3_attention_ac.auxiliary import MaskedPrediction
 from sb3_attention_ac.checks import check_attention_q, check_network
@@ -261,7 +260,7 @@ class TrajectoryPolicy(ActorPolicy):
             action_net: Any = self.action_net
             trunk_dim = self.mlp_extractor.latent_dim_pi if self.memory_actor else self.mlp_extractor.latent_dim_vf
             self.attention_q = AttentionQ(trunk_dim, self.action_space, action_net.out_features)
-        optimizer_class: Any = QuickAdam if self.optimizer_class is th.optim.Adam else self.optimizer_class
+        optimizer_class: Any = self.optimizer_class
         parameters: Any = self.parameters() if self.memory_actor else mlps_and_attention(self)
         self.optimizer = optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)
         if self.auxiliary is not None:

@@ -9,6 +9,7 @@ import torch as th
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import RolloutBufferSamples, Schedule
 
+from sb3_attention_ac.adam import QuickSteps
 from sb3_attention_ac.auxiliary import AuxiliaryLoss
 from sb3_attention_ac.clipping import clip_gradients
 from sb3_attention_ac.collecting import TrajectoryCollection
@@ -22,8 +23,8 @@ from sb3_attention_ac.trajectory_policy import WindowLatents
 
 # MLPs learn from shuffled transitions, attention beside them from windows, whose neighbouring steps say much the same: it
 # takes one step for so many of theirs, on minibatches larger by a factor. Adam can take steps longer by the root of that
-# factor (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). A self-supervised loss needs more steps than a value does,
-# and half as many do where the gate lets nothing in.
+# factor (Malladi et al. 2022, https://arxiv.org/abs/2205.10287). Where the gate lets nothing of it in, half as many steps do
+# (at least one in each epoch); a self-supervised loss needs more.
 MINIBATCHES_PER_ATTENTION_STEP = 8
 MINIBATCHES_PER_UNHEARD_STEP = 16
 MINIBATCHES_PER_AUXILIARY_STEP = 2
@@ -48,6 +49,7 @@ class TrajectoryUpdate(TrajectoryCollection):
     recent_trajectories: RecentTrajectories
     _n_iterations: int
     _log: TrainingLog
+    _steps: QuickSteps
 
     def train(self) -> None:
         """Update the policy using the currently gathered rollout buffer."""
@@ -56,6 +58,7 @@ class TrajectoryUpdate(TrajectoryCollection):
         if self.policy.auxiliary is not None:
             self.recent_trajectories.add(self.rollout_buffer)
         self._log = TrainingLog(self._present(self.clip_range))
+        self._steps = QuickSteps(self.policy.optimizer)
         self._n_iterations += 1
         may_move, attention_windows = True, self._attention_windows()
         for epoch in range(self.n_epochs):
@@ -200,8 +203,7 @@ class TrajectoryUpdate(TrajectoryCollection):
         :param attends: Whether they are of windows
         :raises FloatingPointError: If one is not finite; the parameters are then still the last good ones
         """
-        optimizer = self.policy.optimizer
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [parameter for group in self.policy.optimizer.param_groups for parameter in group["params"]]
         loss = reduce(operator.add, losses.values())
         for parameter in parameters:
             parameter.grad = None
@@ -215,7 +217,7 @@ class TrajectoryUpdate(TrajectoryCollection):
                 "good ones and the model can be saved. Check rewards and observations for NaN or infinity, or use a smaller "
                 "learning_rate."
             )
-        optimizer.step()
+        self._steps.step()
         self._log.add("loss", loss)
         if attends:
             self._log.add("attention_grad_norm", grad_norm)

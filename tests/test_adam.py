@@ -1,125 +1,147 @@
-"""The quick Adam is PyTorch's, to the last bit."""
+"""Quick steps of Adam are PyTorch's, to the last bit."""
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch as th
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sb3_attention_ac.adam import QuickAdam
+from sb3_attention_ac.adam import QuickSteps
 
 SHAPES = ((3, 4), (4,), (), (2, 2, 2))
 
 
-def parameters(seed: int = 0) -> list[th.nn.Parameter]:
-    generator = th.Generator().manual_seed(seed)
-    return [th.nn.Parameter(th.randn(shape, generator=generator)) for shape in SHAPES]
+def two_optimizers(kind: Any = th.optim.Adam, seed: int = 0, **options: Any) -> list[Any]:
+    """Of the same parameters, in two groups"""
+    optimizers = []
+    for _ in range(2):
+        generator = th.Generator().manual_seed(seed)
+        parameters = [th.nn.Parameter(th.randn(shape, generator=generator)) for shape in SHAPES]
+        optimizers.append(kind([{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.1}], **options))
+    return optimizers
+
+
+def parameters_of(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def give_gradients(optimizer: th.optim.Optimizer, seed: int, without: tuple[int, ...] = ()) -> None:
     generator = th.Generator().manual_seed(seed)
-    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+    for i, parameter in enumerate(parameters_of(optimizer)):
         parameter.grad = None if i in without else th.randn(parameter.shape, generator=generator)
 
 
-def groups(of: list[th.nn.Parameter]) -> list[dict]:
-    return [{"params": of[:2]}, {"params": of[2:], "lr": 0.1}]
+def step_both(quick: QuickSteps, theirs: th.optim.Optimizer, seed: int, without: tuple[int, ...] = ()) -> None:
+    """Parameters and states are the same afterwards."""
+    for optimizer, step in ((quick.optimizer, quick.step), (theirs, theirs.step)):
+        give_gradients(optimizer, seed, without)
+        step()
+    for mine, its in zip(parameters_of(quick.optimizer), parameters_of(theirs), strict=True):
+        assert mine.equal(its)
+        assert quick.optimizer.state[mine].keys() == theirs.state[its].keys()
+        states = (quick.optimizer.state[mine], theirs.state[its])
+        assert all(value is None or value.equal(states[1][name]) for name, value in states[0].items())
 
 
-def same(ours: th.optim.Optimizer, theirs: th.optim.Optimizer) -> bool:
-    """Whether parameters and states are equal"""
-    pairs = [
-        zip(mine["params"], its["params"], strict=True)
-        for mine, its in zip(ours.param_groups, theirs.param_groups, strict=True)
-    ]
-    return all(
-        mine.equal(its) and all(value.equal(theirs.state[its][name]) for name, value in ours.state[mine].items())
-        for pair in pairs
-        for mine, its in pair
-    )
+FUSED = [{"fused": True, **more} for more in ({}, {"weight_decay": 0.1}, {"amsgrad": True}, {"maximize": True})]
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"fused": True}, {"fused": True, "weight_decay": 0.1}, {"fused": True, "amsgrad": True}]
-)
+@pytest.mark.parametrize("options", [{}, *FUSED])
 def test_steps_are_those_of_torch(options):
-    ours, theirs = (
-        QuickAdam(groups(parameters()), eps=1e-5, **options),
-        th.optim.Adam(groups(parameters()), eps=1e-5, **options),
-    )
-    # All, one group alone (MLPs and attention learn in turns), a part of a group, and all again
-    for seed, without in enumerate([(), (), (2, 3), (2, 3), (0, 1), (1,), (), ()]):
-        for optimizer in (ours, theirs):
-            optimizer.param_groups[0]["lr"] = 0.01 * (seed + 1)
-            give_gradients(optimizer, seed, without)
-            optimizer.step()
-        assert same(ours, theirs)
+    ours, theirs = two_optimizers(eps=1e-5, **options)
+    for update in range(2):
+        quick = QuickSteps(ours)
+        # All, one group alone (MLPs and attention learn in turns), a part of a group, and all again
+        for seed, without in enumerate([(), (), (2, 3), (2, 3), (0, 1), (1,), (), ()]):
+            for optimizer in (ours, theirs):
+                optimizer.param_groups[0]["lr"] = 0.01 * (seed + update + 1)
+            step_both(quick, theirs, seed, without)
 
 
-def test_what_is_collected_is_used():
-    optimizer = QuickAdam(groups(parameters()), fused=True)
+@pytest.mark.parametrize("kind", [th.optim.AdamW, th.optim.SGD])
+def test_another_optimizer_takes_its_own_steps(kind):
+    ours, theirs = two_optimizers(kind, lr=0.1)
+    quick = QuickSteps(ours)
+    for seed in range(3):
+        step_both(quick, theirs, seed)
+
+
+def test_what_is_collected_is_used(monkeypatch):
+    optimizer, _ = two_optimizers(fused=True)
+    quick = QuickSteps(optimizer)
     for seed in range(3):
         give_gradients(optimizer, seed)
-        optimizer.step()
-    assert len(optimizer._collected) == 2
-    assert optimizer.state[optimizer.param_groups[0]["params"][1]]["step"].item() == 3
+        quick.step()
+        monkeypatch.setattr(th.optim.Adam, "step", None)  # PyTorch takes the first step
+    assert optimizer.state[parameters_of(optimizer)[0]]["step"].item() == 3
 
 
-def copied(optimizer: QuickAdam) -> QuickAdam:
+def copied(optimizer: th.optim.Adam) -> th.optim.Adam:
     return copy.deepcopy(optimizer)
 
 
-def pickled(optimizer: QuickAdam) -> QuickAdam:
+def pickled(optimizer: th.optim.Adam) -> th.optim.Adam:
     return pickle.loads(pickle.dumps(optimizer))
 
 
-def loaded(optimizer: QuickAdam) -> QuickAdam:
+def loaded(optimizer: th.optim.Adam) -> th.optim.Adam:
     """A state dict in an optimizer that has taken other steps"""
-    other = QuickAdam(groups(parameters(1)), fused=True)
+    other, _ = two_optimizers(seed=1, fused=True)
+    quick = QuickSteps(other)
     for seed in range(10, 13):
         give_gradients(other, seed)
-        other.step()
+        quick.step()
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for group, its in zip(other.param_groups, optimizer.param_groups, strict=True):
-        for mine, parameter in zip(group["params"], its["params"], strict=True):
-            mine.data.copy_(parameter.data)
+    for mine, its in zip(parameters_of(other), parameters_of(optimizer), strict=True):
+        mine.data.copy_(its.data)
     return other
 
 
-@pytest.mark.parametrize("again", [copied, pickled, loaded])
-def test_goes_on_after(again):
-    ours, theirs = QuickAdam(groups(parameters()), fused=True), th.optim.Adam(groups(parameters()), fused=True)
-    for seed in range(6):
-        if seed == 3:
-            ours = again(ours)
-        for optimizer in (ours, theirs):
-            give_gradients(optimizer, seed)
-            optimizer.step()
-        assert same(ours, theirs)
+def partly_reset(optimizer: th.optim.Adam) -> th.optim.Adam:
+    _, second, third, fourth = parameters_of(optimizer)
+    optimizer.state[second] = {}
+    del optimizer.state[third]
+    optimizer.state[fourth]["exp_avg"] = th.zeros_like(fourth)
+    return optimizer
 
 
-def test_a_state_that_was_cleared_starts_anew():
-    ours, theirs = QuickAdam(groups(parameters()), fused=True), th.optim.Adam(groups(parameters()), fused=True)
-    for seed in range(6):
-        for optimizer in (ours, theirs):
-            if seed == 3:
-                optimizer.state.clear()
-            give_gradients(optimizer, seed)
-            optimizer.step()
-        assert same(ours, theirs)
+@pytest.mark.parametrize("change", [copied, pickled, loaded, partly_reset])
+def test_goes_on_after(change):
+    """Between two updates"""
+    ours, theirs = two_optimizers(fused=True)
+    for update in range(2):
+        quick = QuickSteps(ours)
+        for seed in range(3):
+            step_both(quick, theirs, seed)
+        if update == 0:
+            ours = change(ours)
+            theirs = partly_reset(theirs) if change is partly_reset else theirs
 
 
-def test_closure_is_called():
-    optimizer = QuickAdam(groups(parameters()), fused=True)
-    give_gradients(optimizer, 0)
-    assert optimizer.step(lambda: 5.0) == 5.0
+def test_hooks_and_schedulers_see_every_step():
+    ours, theirs = two_optimizers(fused=True)
+    seen = []
+    handles = [
+        ours.register_step_post_hook(lambda *_: seen.append("own")),
+        register_optimizer_step_post_hook(lambda *_: seen.append("global")),
+    ]
+    quick = QuickSteps(ours)
+    for seed in range(3):
+        step_both(quick, theirs, seed)
+    assert (seen.count("own"), seen.count("global")) == (3, 6)
+    for handle in handles:
+        handle.remove()
+    scheduler, quick = th.optim.lr_scheduler.StepLR(ours, 1), QuickSteps(ours)
+    give_gradients(ours, 0)
+    quick.step()
+    scheduler.step()  # it warns where it has not seen the optimizer's step
 
 
 def test_gradients_that_a_scaler_has_scaled():
-    ours, theirs = QuickAdam(groups(parameters()), fused=True), th.optim.Adam(groups(parameters()), fused=True)
+    ours, theirs = two_optimizers(fused=True)
     for seed in range(4):
         for optimizer in (ours, theirs):
             optimizer.grad_scale = th.tensor(8.0) if seed == 2 else None
-            give_gradients(optimizer, seed)
-            optimizer.step()
-        assert same(ours, theirs)
+        step_both(QuickSteps(ours), theirs, seed)

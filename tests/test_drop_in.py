@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_run import SMALL, TINY, random_env
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.attention_q import AttentionQ
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 
 
@@ -161,13 +162,30 @@ class ScalingExtractor(FlattenExtractor):
         return super().forward(observations) * (self.weight * self.scale)
 
 
-@pytest.mark.parametrize("options", [{}, {"memory_actor": True}, {"attention_q": True}])
-def test_an_extractor_may_keep_what_it_computes(options):
-    policy_kwargs = {**TINY, **options, "features_extractor_class": ScalingExtractor}
+class Scaling(th.nn.Module):
+    """The same as an activation"""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.scale = th.nn.Parameter(th.ones(())), None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = 2 * th.ones(())
+        return x * (self.weight * self.scale)
+
+
+@pytest.mark.parametrize("names", [["memory_actor"], ["memory_actor", "attention_q"], ["attention_q"]])
+def test_a_users_modules_may_keep_what_they_compute(monkeypatch, names):
+    """And learn from it, although acting comes first"""
+    monkeypatch.setattr(AttentionQ, "is_open", True)  # an MLP actor acts with a memory then
+    modules = {"features_extractor_class": ScalingExtractor, "activation_fn": Scaling}
+    policy_kwargs = {**TINY, **modules, **dict.fromkeys(names, True)}
     model = AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, **SMALL)
     model.predict(np.zeros(3, dtype=np.float32))
     model.learn(30)
     assert (model.policy.features_extractor.weight != 1).all()
+    assert model.policy.mlp_extractor.policy_net[1].weight != 1
 
 
 @pytest.mark.parametrize("memory_actor", [False, True])
