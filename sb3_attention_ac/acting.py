@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 STATELESS_CALLS = 20
+KNOWN_PACKAGES = {"torch", "stable_baselines3", "sb3_attention_ac"}  # their modules keep nothing between calls
 
 
 class StatelessCalls:
@@ -75,6 +76,10 @@ class MemoryActor:
         self.policy = policy
         trunk, mlp, self.extractor = policy.acting_trunk()
         self.stepper = TrajectoryStepper(trunk, mlp, policy.n_context, chunk_length or policy.chunk_length)
+        # In inference mode operations take less time, but a module that keeps what it computes cannot learn from it after:
+        # for modules of others it is not used
+        packages = {type(module).__module__.partition(".")[0] for module in policy.modules()}
+        self._mode: Any = th.inference_mode if packages <= KNOWN_PACKAGES else th.no_grad
 
     def empty(self, n_envs: int) -> TrajectoryMemory:
         """
@@ -100,7 +105,6 @@ class MemoryActor:
         self.stepper.recall(memory, slice(None))
         return memory
 
-    @th.no_grad()
     def act(
         self, obs: PyTorchObs, memory: TrajectoryMemory, episode_starts: np.ndarray, deterministic: bool = False
     ) -> Decision:
@@ -111,6 +115,10 @@ class MemoryActor:
         :param deterministic: Whether to sample or use deterministic actions
         :return: Actions, and how Q_att has tilted their distributions
         """
+        with self._mode():
+            return self._act(obs, memory, episode_starts, deterministic)
+
+    def _act(self, obs: PyTorchObs, memory: TrajectoryMemory, episode_starts: np.ndarray, deterministic: bool) -> Decision:
         policy = self.policy
         features = policy.features(obs, self.extractor)
         starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=features.device)

@@ -154,26 +154,11 @@ class TrajectoryStepper:
         :return: What the trunk makes of it, [N, ...]
         """
         rows, slot = self._next_slot(memory)
-        # Operations take less time in inference mode, but layers of the MLP may be anyone's, and one that keeps what it
-        # computes could not learn from it after
-        with th.inference_mode():
-            memory.start.copy_(th.where(episode_start, memory.position, memory.start))
-            memory.features[rows, slot] = features
-            memory.events[rows, slot] = events
-            recent = self._recent_features(memory, features, slot)
-        latents = self.trunk.latents(self.mlp, recent)
-        with th.inference_mode():
-            return self.trunk.add_gathered(latents, self._gather(memory, latents, events, rows, slot))
+        memory.start.copy_(th.where(episode_start, memory.position, memory.start))
+        memory.features[rows, slot] = features
+        memory.events[rows, slot] = events
+        latents = self.trunk.latents(self.mlp, self._recent_features(memory, features, slot))
 
-    def _gather(
-        self,
-        memory: TrajectoryMemory,
-        latents: th.Tensor,
-        events: th.Tensor,
-        rows: th.Tensor | slice,
-        slot: th.Tensor | int,
-    ) -> th.Tensor:
-        """:return: What the encoder gathers for the step in this slot, whose keys and values are kept, [N, d_model]"""
         x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
         turns = self._turns[slot].unsqueeze(-4)  # [1, 1, 1, head_dim // 2], or [N, 1, 1, 1, head_dim // 2]
         used = slot + 1 if isinstance(slot, int) else self.n_slots
@@ -186,6 +171,6 @@ class TrajectoryStepper:
             memory.values[rows, i, :, slot] = values.squeeze(2)
             readable = memory.keys[:, i, :, :used], memory.values[:, i, :, :used]  # [N, n_heads, used, head_dim] each
             x = block(x, queries, *readable, mask[:, None, None])  # mask: [N, 1, 1, used]
+        gathered = self.encoder.norm(x).squeeze(1)
         memory.position.add_(1)
-        gathered: th.Tensor = self.encoder.norm(x).squeeze(1)
-        return gathered
+        return self.trunk.add_gathered(latents, gathered)
