@@ -128,7 +128,7 @@ class Stopwatch:
     """
 
     def __init__(self, setup: Setup):
-        self._on_gpu = setup.device != "cpu"
+        self._on_gpu = setup.on_gpu
         self._now = time.perf_counter if setup.by_clock else time.process_time
         self._spent = {"training": 0.0, "env": 0.0}
         self._start, self._clock_start = self._now(), time.perf_counter()

@@ -43,9 +43,19 @@ class Setup(NamedTuple):
     subproc: bool = False
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether networks are not on the processor"""
+        return self.device != "cpu"
+
+    @property
     def by_clock(self) -> bool:
         """Whether other processors than the process's own do part of the work, so that its processor time tells little"""
-        return self.device != "cpu" or self.subproc
+        return self.on_gpu or self.subproc
+
+    @property
+    def peak_column(self) -> str:
+        """What ``Measurement.peak_mib`` is called in tables"""
+        return "peak GPU MiB" if self.on_gpu else "peak MiB"
 
 
 class Measurement(NamedTuple):
@@ -133,7 +143,8 @@ def comparison_table(results: list[Result]) -> str:
     :return: Steps per second, their ratio to PPO's, and peak memory
     """
     ppo = next((result for result in results if result.setup.algo == "ppo"), None)
-    by_clock, on_gpu = results[0].setup.by_clock, results[0].setup.device != "cpu"
+    setup = results[0].setup
+    by_clock = setup.by_clock
     second = attrgetter("training" if by_clock else "cpu")  # by the clock a whole repetition is in the first column
     rows = []
     for result in results:
@@ -145,8 +156,7 @@ def comparison_table(results: list[Result]) -> str:
         rows.append([result.setup.algo, *whole, *apart, *collecting, f"{result.env_share:.0%}", f"{result.peak_mib:.0f}"])
     columns = ["training steps/s", "collecting steps/s"] if by_clock else ["CPU steps/s", "CPU collecting steps/s"]
     rates = [column for name in columns for column in (name, "x PPO")]
-    peak = "peak GPU MiB" if on_gpu else "peak MiB"
-    return table(["algorithm", "steps/s", "range", "x PPO", *rates, "of it environments", peak], rows)
+    return table(["algorithm", "steps/s", "range", "x PPO", *rates, "of it environments", setup.peak_column], rows)
 
 
 def growth_exponent(sizes: list[int], costs: list[float]) -> float:
@@ -166,7 +176,7 @@ def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
     :return: Microseconds per step for each value (of processor time, or by the clock), and below the exponents of their growth
     """
     setup = results[0].setup
-    unit, peak = "us/step" if setup.by_clock else "CPU us/step", "peak MiB" if setup.device == "cpu" else "peak GPU MiB"
+    unit = "us/step" if setup.by_clock else "CPU us/step"
     costs = [[1e6 / rate for rate in (r.cpu, r.collecting, r.training)] for r in results]
     rows = [
         [str(size), *(f"{cost:.0f}" for cost in row), f"{result.peak_mib:.0f}"]
@@ -175,4 +185,4 @@ def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
     if len(sizes) > 1:
         exponents = [growth_exponent(sizes, list(column)) for column in zip(*costs, strict=True)]
         rows.append(["exponent", *(f"{exponent:.2f}" for exponent in exponents), "-"])
-    return table([name, unit, "collecting", "training", peak], rows)
+    return table([name, unit, "collecting", "training", setup.peak_column], rows)

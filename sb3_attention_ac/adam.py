@@ -36,8 +36,17 @@ class QuickSteps:
 
     def __init__(self, optimizer: th.optim.Optimizer):
         self.optimizer = optimizer
+        self.parameters: list[th.Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._is_plain = _is_plain_adam(optimizer)
         self._collected: dict[int, _Collected] = {}
+
+    def zero_grad(self) -> None:
+        """As the optimizer's ``zero_grad()``"""
+        if not self._is_plain:
+            self.optimizer.zero_grad()
+            return
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def step(self) -> None:
         """As the optimizer's ``step()``"""
@@ -101,5 +110,5 @@ def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     hooks = [vars(optimizer).get(f"_optimizer_step_{when}_hooks") for when in ("pre", "post")]
     hooks += [vars(torch_optimizer).get(f"_global_optimizer_{when}_hooks") for when in ("pre", "post")]
     # A step of the instance's own is a learning rate scheduler's; scales are a GradScaler's
-    others = [vars(optimizer).get(name) is not None for name in ("step", "grad_scale", "found_inf")]
+    others = [vars(optimizer).get(name) is not None for name in ("step", "zero_grad", "grad_scale", "found_inf")]
     return type(optimizer) is th.optim.Adam and not any(hooks) and not any(others)

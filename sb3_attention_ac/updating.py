@@ -203,12 +203,10 @@ class TrajectoryUpdate(TrajectoryCollection):
         :param attends: Whether they are of windows
         :raises FloatingPointError: If one is not finite; the parameters are then still the last good ones
         """
-        parameters = [parameter for group in self.policy.optimizer.param_groups for parameter in group["params"]]
         loss = reduce(operator.add, losses.values())
-        for parameter in parameters:
-            parameter.grad = None
+        self._steps.zero_grad()
         loss.backward()
-        grad_norm = clip_gradients(parameters, self.max_grad_norm)
+        grad_norm = clip_gradients(self._steps.parameters, self.max_grad_norm)
         if not math.isfinite(loss.detach() + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
             raise FloatingPointError(

@@ -145,3 +145,14 @@ def test_gradients_that_a_scaler_has_scaled():
         for optimizer in (ours, theirs):
             optimizer.grad_scale = th.tensor(8.0) if seed == 2 else None
         step_both(QuickSteps(ours), theirs, seed)
+
+
+@pytest.mark.parametrize("kind", [th.optim.Adam, th.optim.SGD])
+def test_gradients_are_cleared_by_who_has_to(monkeypatch, kind):
+    """Those of an optimizer of one's own by its own function"""
+    optimizer, _ = two_optimizers(kind, lr=0.1)
+    monkeypatch.setattr(kind, "zero_grad", lambda self: give_gradients(self, 1))
+    give_gradients(optimizer, 0)
+    quick = QuickSteps(optimizer)
+    quick.zero_grad()
+    assert [parameter.grad is None for parameter in quick.parameters] == [kind is th.optim.Adam] * len(SHAPES)

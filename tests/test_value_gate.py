@@ -114,9 +114,8 @@ def test_a_memory_actor_has_no_gate():
 @pytest.mark.parametrize(("share", "options", "n_steps"), [(0.0, {}, 1), (0.5, {}, 2), (0.0, {"attention_q": True}, 2)])
 def test_attention_that_is_not_heard_learns_half_as_often(share, options, n_steps):
     """Unless something else than a value is learned with it"""
-    model = AAC("MlpPolicy", make_vec_env("CartPole-v1", 4, seed=0), policy_kwargs=options, **{**SMALL, "n_epochs": 1}).learn(
-        256
-    )
+    env, settings = make_vec_env("CartPole-v1", 4, seed=0), {**SMALL, "n_epochs": 1}
+    model = AAC("MlpPolicy", env, policy_kwargs=options, **settings).learn(256)
     model.policy.value_gate.share.fill_(share)
     kinds = [type(batch).__name__ for batch in model._minibatches(model._attention_windows())]
     assert kinds.count("TransitionSamples") == 16 and kinds.count("WindowSamples") == n_steps
