@@ -1,6 +1,7 @@
 """The actor without a memory, and what every actor does with its latents: distributions, samples, actions for the env."""
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_attention_ac.distributions import (
@@ -23,6 +24,7 @@ from sb3_attention_ac.distributions import (
     sample_gaussian,
     without_validation,
 )
+from sb3_attention_ac.stand_in import as_function
 
 
 class ActorPolicy(ActorCriticPolicy):
@@ -42,6 +44,11 @@ class ActorPolicy(ActorCriticPolicy):
     def mlp_actor_latent(self, obs: PyTorchObs) -> th.Tensor:
         """:return: SB3's actor latent of each observation, [N, latent_dim_pi]"""
         return self.mlp_extractor.forward_actor(self.features(obs, self.pi_features_extractor))
+
+    def mlp_actor_function(self) -> Callable[[th.Tensor], th.Tensor]:
+        """:return: From features to SB3's actor latents, for a step of few environments (:mod:`~sb3_attention_ac.stand_in`)"""
+        is_own = type(self.mlp_extractor).forward_actor is not MlpExtractor.forward_actor
+        return self.mlp_extractor.forward_actor if is_own else as_function(self.mlp_extractor.policy_net)
 
     def action_parameters(self, latent_pi: th.Tensor, offsets: th.Tensor | None = None) -> th.Tensor:
         """

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2002.04745) and rotary positions (Su et al. 2021, https://
 distance between two steps matters.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch as th
@@ -15,42 +16,38 @@ from torch import nn
 from sb3_attention_ac.trajectory import attention_mask
 
 
-class Rotary(nn.Module):
+@lru_cache(maxsize=8)
+@th.inference_mode(False)  # else what is made while acting could not be learned with
+def rotary_turns(n_positions: int, n_heads: int, head_dim: int, base: float, device: th.device) -> th.Tensor:
     """
-    Rotary positions: turns pairs of neighbouring query and key coordinates by an angle proportional to their position. A pair
-    is taken as a complex number, so that turning all of them is one multiplication.
+    Rotary positions turn pairs of neighbouring coordinates of queries and keys by an angle proportional to their position.
+    A pair is taken as a complex number, so that turning all of them is one multiplication; values are multiplied by one.
 
-    :param head_dim: Width of one head; an odd last coordinate is left alone
+    :param n_positions: T
+    :param n_heads: Number of attention heads
+    :param head_dim: Width of one head
     :param base: The slowest pair turns once in about ``2 * pi * base`` steps. A base far beyond the steps that are attended to
         leaves most pairs all but still, with little left to tell one step from the next
+    :param device: Device of the result
+    :return: Complex numbers of length one, [T, 3, n_heads, head_dim // 2]
     """
+    pairs = head_dim // 2
+    frequencies = base ** (-th.arange(pairs, device=device).float() / max(pairs, 1))
+    turned = th.tensor([1, 1, 0], device=device)  # queries, keys, values
+    angles = th.arange(n_positions, device=device)[:, None, None, None] * turned[:, None, None] * frequencies
+    return th.polar(th.ones_like(angles), angles).repeat(1, 1, n_heads, 1)  # as a whole: a broadcast multiplies slowly
 
-    frequencies: th.Tensor
 
-    def __init__(self, head_dim: int, base: float):
-        super().__init__()
-        pairs = head_dim // 2
-        self.register_buffer("frequencies", base ** (-th.arange(pairs).float() / max(pairs, 1)), persistent=False)
-
-    def forward(self, positions: th.Tensor) -> th.Tensor:
-        """
-        :param positions: [T]
-        :return: Complex numbers of length one that turn a pair, [T, 1, 1, head_dim // 2]
-        """
-        angles = positions[:, None, None, None] * self.frequencies
-        return th.polar(th.ones_like(angles), angles)
-
-    @staticmethod
-    def rotate(x: th.Tensor, turns: th.Tensor) -> th.Tensor:
-        """
-        :param x: [N, T, ..., n_heads, head_dim]
-        :param turns: One for each position and pair
-        :return: Same shape
-        """
-        width = 2 * turns.shape[-1]
-        pairs = th.view_as_complex(x[..., :width].float().unflatten(-1, (-1, 2)).contiguous())
-        rotated = th.view_as_real(pairs * turns).flatten(-2)
-        return rotated if width == x.shape[-1] else th.cat([rotated, x[..., width:]], dim=-1)
+def rotate(x: th.Tensor, turns: th.Tensor) -> th.Tensor:
+    """
+    :param x: Queries, keys and values, [N, T, 3, n_heads, head_dim]; an odd last coordinate is left alone
+    :param turns: See :func:`rotary_turns`, [T, 3, n_heads, head_dim // 2]
+    :return: Same shape
+    """
+    x, width = x.float(), 2 * turns.shape[-1]  # bfloat16 has no complex numbers
+    if width < x.shape[-1]:
+        return th.cat([rotate(x[..., :width].contiguous(), turns), x[..., width:]], dim=-1)
+    return th.view_as_real(th.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
 
 
 class Block(nn.Module):
@@ -79,13 +76,12 @@ class Block(nn.Module):
         What these tokens ask, and what other tokens can read of them.
 
         :param x: [N, T, d_model]
-        :param turns: Of the T positions, see :class:`Rotary`
+        :param turns: Of the T positions, see :func:`rotary_turns`
         :return: queries, keys and values, [N, n_heads, T, head_dim] each
         """
         projected = self.query_key_value(self.norm_attention(x)).reshape(*x.shape[:2], 3, self.n_heads, -1)
-        rotary, values = projected.split((2, 1), dim=2)  # [N, T, 2, n_heads, head_dim], [N, T, 1, n_heads, head_dim]
-        queries, keys = Rotary.rotate(rotary, turns).unbind(2)
-        return queries.transpose(1, 2), keys.transpose(1, 2), values.squeeze(2).transpose(1, 2)
+        queries, keys, values = rotate(projected, turns).transpose(1, 3).unbind(2)
+        return queries, keys, values
 
     def forward(self, x: th.Tensor, queries: th.Tensor, keys: th.Tensor, values: th.Tensor, mask: th.Tensor) -> th.Tensor:
         """
@@ -130,9 +126,14 @@ class TrajectoryEncoder(nn.Module):
         super().__init__()
         self.read = nn.Linear(latent_dim, d_model)
         self.event = nn.Linear(event_dim, d_model, bias=False) if event_dim > 0 else None
-        self.rotary = Rotary(d_model // n_heads, base=reach)
+        self.reach = reach
         self.blocks: Any = nn.ModuleList(Block(d_model, n_heads, dim_feedforward, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
+
+    def turns(self, n_positions: int, device: th.device) -> th.Tensor:
+        """:return: See :func:`rotary_turns`"""
+        n_heads, d_model = self.blocks[0].n_heads, self.norm.normalized_shape[0]
+        return rotary_turns(n_positions, n_heads, d_model // n_heads, self.reach, device)
 
     def tokens(self, latent: th.Tensor, events: th.Tensor) -> th.Tensor:
         """
@@ -154,7 +155,7 @@ class TrajectoryEncoder(nn.Module):
         :return: What the last steps have gathered, [N, n_queries, d_model]
         """
         width, depth = x.shape[1], len(self.blocks)
-        turns = self.rotary(th.arange(width, device=x.device))
+        turns = self.turns(width, x.device)
         mask = attention_mask(episode_ids, n_queries if depth == 1 else width, causal)
         for i, block in enumerate(self.blocks):
             queries, keys, values = block.queries_keys_values(x, turns)
@@ -173,7 +174,7 @@ class TrajectoryEncoder(nn.Module):
         :param episode_ids: [N, W]
         :return: Keys and values of each block, [N, n_heads, W, head_dim]
         """
-        turns = self.rotary(th.arange(x.shape[1], device=x.device))
+        turns = self.turns(x.shape[1], x.device)
         mask = attention_mask(episode_ids, x.shape[1])
         readable = []
         for i, block in enumerate(self.blocks):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import nn
 
-from sb3_attention_ac.auxiliary import AuxiliaryLoss, masked_mean, normalized
+from sb3_attention_ac.auxiliary import AuxiliaryLoss, normalized
 from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions
 
 if TYPE_CHECKING:
@@ -80,12 +80,13 @@ class LivePrediction(nn.Module):
             actions = encode_actions(windows.previous_actions[:, -n + 1 :], action_space)
             goes_on = ~windows.episode_starts[:, -n + 1 :]  # [N, n - 1]; else the observation is of another episode
             changes = features[:, 1:] - features[:, :-1]
+            share = (goes_on / (features.shape[-1] * goes_on.sum()).clamp(min=1)).unsqueeze(-1)  # of one error in their mean
+            copy_error = (changes.square() * share).sum()
         expected = self(latents_vf[:, :-1], actions)
-        observation_error = (expected.features - changes).square().mean(-1)
-        copy_error = changes.square().mean(-1)
+        observation_error = ((expected.features - changes).square() * share).sum()
         return {
             "live_reward": AuxiliaryLoss(F.mse_loss(expected.rewards, rewards), rewards.square().mean()),
-            "live_observation": AuxiliaryLoss(masked_mean(observation_error, goes_on), masked_mean(copy_error, goes_on)),
+            "live_observation": AuxiliaryLoss(observation_error, copy_error),
         }
 
     @th.no_grad()

@@ -13,6 +13,7 @@ import torch as th
 from torch import nn
 
 from sb3_attention_ac.encoder import TrajectoryEncoder
+from sb3_attention_ac.stand_in import as_function, stand_in
 from sb3_attention_ac.trajectory import local_window
 from sb3_attention_ac.trunk import AttentionTrunk, TrunkOutput
 
@@ -67,9 +68,13 @@ class TrajectoryStepper:
             raise ValueError("A trunk without an encoder has no memory to step with.")
         self.encoder: TrajectoryEncoder = trunk.encoder
         self.trunk, self.mlp = trunk, mlp
+        # For single steps; the first layer itself, as its weights go together with the local window's
+        self._layers = [layer if i == 0 else as_function(layer) for i, layer in enumerate(mlp)]
+        self._trunk, self._encoder = stand_in(trunk), stand_in(self.encoder)
+        self._blocks = [stand_in(block) for block in self.encoder.blocks]
         self.n_context, self.n_slots = n_context, n_context + chunk_length
         self._slots = th.arange(self.n_slots, device=self.encoder.norm.weight.device)
-        self._turns = self.encoder.rotary(self._slots)  # [n_slots, 1, 1, head_dim // 2]
+        self._turns = self.encoder.turns(self.n_slots, self._slots.device)  # [n_slots, 3, n_heads, head_dim // 2]
 
     def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int, device: th.device) -> TrajectoryMemory:
         """:return: A memory without a past"""
@@ -140,37 +145,42 @@ class TrajectoryStepper:
             slots = memory.position.unsqueeze(1) + th.arange(-n, 0, device=memory.position.device)  # [N, n], oldest first
             every_row = th.arange(len(slots), device=slots.device)
             earlier = memory.features[every_row.unsqueeze(1), slots.clamp(min=0)]
-        seen = (slots >= memory.start.unsqueeze(1)).unsqueeze(-1)  # [N, n, 1]
-        return th.cat([features, th.where(seen, earlier, 0.0).transpose(1, 2).flatten(1)], dim=1)
+        if not isinstance(slot, int) or memory.start.max() > slot - n:  # else all of them are of the same episode
+            earlier = th.where((slots >= memory.start.unsqueeze(1)).unsqueeze(-1), earlier, 0.0)  # [N, n, F]
+        return th.cat([features, earlier.transpose(1, 2).flatten(1)], dim=1)
 
-    def step(self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor) -> TrunkOutput:
+    def step(
+        self, memory: TrajectoryMemory, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor | None
+    ) -> TrunkOutput:
         """
         Take in one step of every environment, in place.
 
         :param memory: The memory so far
         :param features: Features of s_t, [N, F]
         :param events: Encoded a_{t-1}, [N, event_dim]
-        :param episode_start: Whether s_t is the first step of its episode, [N]
+        :param episode_start: Whether s_t is the first step of its episode, [N]; None if none is
         :return: What the trunk makes of it, [N, ...]
         """
         rows, slot = self._next_slot(memory)
-        memory.start.copy_(th.where(episode_start, memory.position, memory.start))
+        if episode_start is not None:
+            memory.start.copy_(th.where(episode_start, memory.position, memory.start))
         memory.features[rows, slot] = features
         memory.events[rows, slot] = events
-        latents = self.trunk.latents(self.mlp, self._recent_features(memory, features, slot))
+        latents = self.trunk.latents(self._layers, self._recent_features(memory, features, slot))
 
-        x = self.encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
-        turns = self._turns[slot].unsqueeze(-4)  # [1, 1, 1, head_dim // 2], or [N, 1, 1, 1, head_dim // 2]
+        x = self._encoder.tokens(latents, events).unsqueeze(1)  # [N, 1, d_model]
+        turns = self._turns[slot].unsqueeze(-4)  # [1, 3, n_heads, head_dim // 2], or [N, 1, 3, n_heads, head_dim // 2]
         used = slot + 1 if isinstance(slot, int) else self.n_slots
-        mask = self._slots[:used] >= memory.start.unsqueeze(1)  # [N, used]
+        mask = self._slots[:used] >= memory.start.view(-1, 1, 1, 1)  # [N, 1, 1, used]
         if not isinstance(slot, int):
-            mask &= self._slots <= memory.position.unsqueeze(1)
-        for i, block in enumerate(self.encoder.blocks):
+            mask &= self._slots <= memory.position.view(-1, 1, 1, 1)
+        for i, block in enumerate(self._blocks):
             queries, keys, values = block.queries_keys_values(x, turns)
             memory.keys[rows, i, :, slot] = keys.squeeze(2)
             memory.values[rows, i, :, slot] = values.squeeze(2)
             readable = memory.keys[:, i, :, :used], memory.values[:, i, :, :used]  # [N, n_heads, used, head_dim] each
-            x = block(x, queries, *readable, mask[:, None, None])  # mask: [N, 1, 1, used]
-        gathered = self.encoder.norm(x).squeeze(1)
+            x = block(x, queries, *readable, mask)
+        gathered = self._encoder.norm(x).squeeze(1)
         memory.position.add_(1)
-        return self.trunk.add_gathered(latents, gathered)
+        output: TrunkOutput = self._trunk.add_gathered(latents, gathered)
+        return output

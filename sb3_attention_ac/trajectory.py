@@ -7,6 +7,7 @@ inside a window is limited to the steps of one episode, so that short episodes a
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
@@ -102,9 +103,15 @@ def attention_mask(episode_ids: th.Tensor, n_queries: int, causal: bool = True) 
     width = episode_ids.shape[1]
     mask = episode_ids[:, -n_queries:, None] == episode_ids[:, None, :]  # [N, n_queries, W]
     if causal:
-        past = th.ones((width, width), dtype=th.bool, device=episode_ids.device).tril()
-        mask = mask & past[-n_queries:]
+        mask = mask & _not_later(n_queries, width, episode_ids.device)
     return mask.unsqueeze(1)
+
+
+@lru_cache(maxsize=8)
+@th.inference_mode(False)  # what is made while acting is used in training too
+def _not_later(n_queries: int, width: int, device: th.device) -> th.Tensor:
+    """:return: Whether a step is not later than that of the last ``n_queries`` which asks, [n_queries, width]"""
+    return th.ones((width, width), dtype=th.bool, device=device).tril()[-n_queries:]
 
 
 def local_window(features: th.Tensor, episode_ids: th.Tensor, n_previous: int) -> th.Tensor:

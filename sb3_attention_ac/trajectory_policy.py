@@ -279,19 +279,21 @@ class TrajectoryPolicy(ActorPolicy):
         features = self.features(windows.flat_observations(), extractor)
         return features.reshape(*windows.episode_ids.shape, -1)  # [N * W, F] -> [N, W, F]
 
-    def encode_events(self, actions: th.Tensor, episode_starts: th.Tensor, rewards: th.Tensor | None = None) -> th.Tensor:
+    def encode_events(
+        self, actions: th.Tensor, episode_starts: th.Tensor | None, rewards: th.Tensor | None = None
+    ) -> th.Tensor:
         """
         What happened just before each step; zeros at the first step of an episode.
 
         :param actions: Previous actions, [..., action_dim]
-        :param episode_starts: [...]
+        :param episode_starts: [...]; None if no step is the first of its episode
         :param rewards: Previous rewards [...], for the critic only: ``predict`` has none to give
         :return: [..., event_dim]
         """
-        events = encode_actions(actions, self.action_space)[..., : self.action_event_dim]
+        events = actions[..., :0].float() if self.use_sde else encode_actions(actions, self.action_space)
         if rewards is not None:
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
-        return events.masked_fill(episode_starts.unsqueeze(-1), 0.0)
+        return events if episode_starts is None else events.masked_fill(episode_starts.unsqueeze(-1), 0.0)
 
     def window_latents(self, windows: TrajectoryWindows, n_queries: int, acted: TrunkOutput | None = None) -> WindowLatents:
         """

@@ -3,6 +3,7 @@ The trunk of a network that looks back: SB3's MLP on the current step, a local w
 over the trajectory. The last two start at zero, so that every trunk starts as SB3's MLP and learns what to add.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch as th
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sb3_attention_ac.encoder import TrajectoryEncoder
+from sb3_attention_ac.stand_in import has_hooks
 
 
 class TrunkOutput(NamedTuple):
@@ -63,11 +65,11 @@ class AttentionTrunk(nn.Module):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
 
-    def latents(self, mlp: nn.Sequential, recent: th.Tensor) -> th.Tensor:
+    def latents(self, mlp: Sequence[Any] | nn.Sequential, recent: th.Tensor) -> th.Tensor:
         """
         The MLP with its local window.
 
-        :param mlp: SB3's MLP
+        :param mlp: SB3's MLP, or its layers
         :param recent: Features of the last steps of the same episode, as :func:`local_window` gives them,
             [..., F * (1 + n_previous)]
         :return: [..., latent_dim]
@@ -75,7 +77,7 @@ class AttentionTrunk(nn.Module):
         first, *others = mlp if len(mlp) > 0 else [nn.Identity()]
         if self.local is None:
             hidden: th.Tensor = first(recent)
-        elif type(first) is nn.Linear and not first._forward_hooks and not first._forward_pre_hooks:  # both at once
+        elif type(first) is nn.Linear and not has_hooks(first):  # both at once
             hidden = F.linear(recent, th.cat([first.weight, self.local.weight], dim=1), first.bias)
         else:
             features, previous = recent.tensor_split([recent.shape[-1] - self.local.in_features], dim=-1)

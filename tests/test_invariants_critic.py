@@ -11,7 +11,6 @@ from trajectories import OBSERVATION_SPACE, fill, make_buffer, make_policy, next
 
 from sb3_attention_ac import encoder as encoder_module
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.encoder import Rotary
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.trajectory import TrajectoryWindows, attention_mask
 
@@ -119,7 +118,7 @@ def test_a_critic_that_sees_its_place_in_the_window_is_found(monkeypatch):
     """With absolute positions the value of a step depends on how much of other episodes is in front of it."""
     rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.15}
     check_one_by_one(rollout)
-    monkeypatch.setattr(Rotary, "rotate", lambda x, turns: x + th.cat([turns.real, turns.imag], dim=-1))
+    monkeypatch.setattr(encoder_module, "rotate", lambda x, turns: x + th.cat([turns.real, turns.imag], dim=-1))
     with pytest.raises(AssertionError):
         check_one_by_one(rollout)
 
