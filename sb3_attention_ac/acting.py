@@ -121,7 +121,8 @@ class MemoryActor:
     def _act(self, obs: PyTorchObs, memory: TrajectoryMemory, episode_starts: np.ndarray, deterministic: bool) -> Decision:
         policy = self.policy
         features = policy.features(obs, self.extractor)
-        starts = th.as_tensor(episode_starts.astype(bool), device=features.device) if episode_starts.any() else None
+        is_start = np.asarray(episode_starts, dtype=bool)
+        starts = th.as_tensor(is_start, device=features.device) if is_start.any() else None
         events = policy.encode_events(memory.previous_action, starts)
         stepped = self.stepper.step(memory, features, events, starts)
         if policy.memory_actor:

@@ -45,10 +45,14 @@ class ActorPolicy(ActorCriticPolicy):
         """:return: SB3's actor latent of each observation, [N, latent_dim_pi]"""
         return self.mlp_extractor.forward_actor(self.features(obs, self.pi_features_extractor))
 
-    def mlp_actor_function(self) -> Callable[[th.Tensor], th.Tensor]:
-        """:return: From features to SB3's actor latents, for a step of few environments (:mod:`~sb3_attention_ac.stand_in`)"""
-        is_own = type(self.mlp_extractor).forward_actor is not MlpExtractor.forward_actor
-        return self.mlp_extractor.forward_actor if is_own else as_function(self.mlp_extractor.policy_net)
+    def mlp_actor_steps(self) -> Callable[[PyTorchObs], th.Tensor]:
+        """:return: :meth:`mlp_actor_latent` for steps of few environments (:mod:`~sb3_attention_ac.stand_in`)"""
+        mlp_extractor = self.mlp_extractor
+        is_sb3s = type(mlp_extractor) is MlpExtractor and "forward_actor" not in vars(mlp_extractor)
+        if not is_sb3s or type(self).mlp_actor_latent is not ActorPolicy.mlp_actor_latent:
+            return self.mlp_actor_latent
+        mlp, extractor = as_function(mlp_extractor.policy_net), self.pi_features_extractor
+        return lambda obs: mlp(self.features(obs, extractor))
 
     def action_parameters(self, latent_pi: th.Tensor, offsets: th.Tensor | None = None) -> th.Tensor:
         """

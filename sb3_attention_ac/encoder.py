@@ -6,18 +6,16 @@ https://arxiv.org/abs/2002.04745) and rotary positions (Su et al. 2021, https://
 distance between two steps matters.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch as th
 import torch.nn.functional as F
 from torch import nn
 
-from sb3_attention_ac.trajectory import attention_mask
+from sb3_attention_ac.trajectory import attention_mask, kept
 
 
-@lru_cache(maxsize=8)
-@th.inference_mode(False)  # else what is made while acting could not be learned with
+@kept
 def rotary_turns(n_positions: int, n_heads: int, head_dim: int, base: float, device: th.device) -> th.Tensor:
     """
     Rotary positions turn pairs of neighbouring coordinates of queries and keys by an angle proportional to their position.
@@ -44,10 +42,10 @@ def rotate(x: th.Tensor, turns: th.Tensor) -> th.Tensor:
     :param turns: See :func:`rotary_turns`, [T, 3, n_heads, head_dim // 2]
     :return: Same shape
     """
-    x, width = x.float(), 2 * turns.shape[-1]  # bfloat16 has no complex numbers
+    x, width = x.float() if x.element_size() < 4 else x, 2 * turns.shape[-1]  # bfloat16 has no complex numbers
     if width < x.shape[-1]:
-        return th.cat([rotate(x[..., :width].contiguous(), turns), x[..., width:]], dim=-1)
-    return th.view_as_real(th.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+        return th.cat([rotate(x[..., :width], turns), x[..., width:]], dim=-1)
+    return th.view_as_real(th.view_as_complex(x.contiguous().unflatten(-1, (-1, 2))) * turns).flatten(-2)
 
 
 class Block(nn.Module):

@@ -117,8 +117,8 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
         :return: A function from observations [N, *obs_shape] and episode starts [N] to sampled actions
         """
         if not self.remembers:
-            latent_pi, extractor = self.mlp_actor_function(), self.pi_features_extractor
-            return lambda obs, _: Decision(self.sample_actions(latent_pi(self.features(obs, extractor))))
+            latent_pi = self.mlp_actor_steps()
+            return lambda obs, episode_starts: Decision(self.sample_actions(latent_pi(obs)))
         actor = MemoryActor(self, buffer.chunk_length)
         memory = actor.remember(buffer.context())
         return lambda obs, episode_starts: actor.act(obs, memory, episode_starts)

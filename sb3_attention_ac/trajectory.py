@@ -7,7 +7,7 @@ inside a window is limited to the steps of one episode, so that short episodes a
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
@@ -90,6 +90,27 @@ class TrajectoryWindows(NamedTuple):
         return flat
 
 
+def kept(function: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
+    """
+    :param function: Makes a tensor that depends on its arguments alone
+    :return: The same, but the latest tensors are kept, whatever mode they are made in: in inference mode they could not be
+        learned with later, and what is made while compiling is none
+    """
+    cached = lru_cache(maxsize=8)(th.inference_mode(False)(function))
+
+    @wraps(function)
+    def get(*arguments: Any) -> th.Tensor:
+        return function(*arguments) if th.compiler.is_compiling() else cached(*arguments)
+
+    return get
+
+
+@kept
+def _not_later(n_queries: int, width: int, device: th.device) -> th.Tensor:
+    """:return: Whether a step is not later than that of the last ``n_queries`` which asks, [n_queries, width]"""
+    return th.ones((n_queries, width), dtype=th.bool, device=device).tril(width - n_queries)
+
+
 def attention_mask(episode_ids: th.Tensor, n_queries: int, causal: bool = True) -> th.Tensor:
     """
     Which steps the last ``n_queries`` steps of each window may attend to: those of the same episode and, if causal, not later
@@ -105,13 +126,6 @@ def attention_mask(episode_ids: th.Tensor, n_queries: int, causal: bool = True) 
     if causal:
         mask = mask & _not_later(n_queries, width, episode_ids.device)
     return mask.unsqueeze(1)
-
-
-@lru_cache(maxsize=8)
-@th.inference_mode(False)  # what is made while acting is used in training too
-def _not_later(n_queries: int, width: int, device: th.device) -> th.Tensor:
-    """:return: Whether a step is not later than that of the last ``n_queries`` which asks, [n_queries, width]"""
-    return th.ones((width, width), dtype=th.bool, device=device).tril()[-n_queries:]
 
 
 def local_window(features: th.Tensor, episode_ids: th.Tensor, n_previous: int) -> th.Tensor:

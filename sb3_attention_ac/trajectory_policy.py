@@ -290,7 +290,7 @@ class TrajectoryPolicy(ActorPolicy):
         :param rewards: Previous rewards [...], for the critic only: ``predict`` has none to give
         :return: [..., event_dim]
         """
-        events = actions[..., :0].float() if self.use_sde else encode_actions(actions, self.action_space)
+        events = encode_actions(actions, self.action_space)[..., : self.action_event_dim]
         if rewards is not None:
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
         return events if episode_starts is None else events.masked_fill(episode_starts.unsqueeze(-1), 0.0)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sb3_attention_ac.encoder import TrajectoryEncoder
-from sb3_attention_ac.stand_in import has_hooks
+from sb3_attention_ac.stand_in import is_plain
 
 
 class TrunkOutput(NamedTuple):
@@ -77,7 +77,7 @@ class AttentionTrunk(nn.Module):
         first, *others = mlp if len(mlp) > 0 else [nn.Identity()]
         if self.local is None:
             hidden: th.Tensor = first(recent)
-        elif type(first) is nn.Linear and not has_hooks(first):  # both at once
+        elif type(first) is nn.Linear and is_plain(first):  # both at once
             hidden = F.linear(recent, th.cat([first.weight, self.local.weight], dim=1), first.bias)
         else:
             features, previous = recent.tensor_split([recent.shape[-1] - self.local.in_features], dim=-1)
