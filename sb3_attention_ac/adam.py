@@ -1,5 +1,6 @@
 """Steps of Adam for small networks: the same arithmetic, with less to do around it."""
 
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch as th
@@ -8,13 +9,14 @@ from torch.optim import optimizer as torch_optimizer
 
 class _Collected(NamedTuple):
     """
-    What a step needs of a group of n parameters.
+    What a step needs of those parameters of a group of n that have gradients.
 
     :param parameters: The parameters
     :param averages: Of their gradients
     :param squared_averages: Of the squares of their gradients
     :param counters: How many steps each has taken: views of the next
-    :param counts: The same, [n]
+    :param counts: The same for all parameters of the group, [n]
+    :param steps: How many more this one is for each, 0 or 1, [n]
     """
 
     parameters: list[th.Tensor]
@@ -22,14 +24,14 @@ class _Collected(NamedTuple):
     squared_averages: list[th.Tensor]
     counters: list[th.Tensor]
     counts: th.Tensor
+    steps: th.Tensor
 
 
 class QuickSteps:
     """
     The steps that an optimizer takes in one update. For PyTorch's fused Adam, to the last bit, but what ``step()`` collects
     anew each time is collected once: with the 41 parameters of a memory actor a step takes a third of the time. All else is
-    left to the optimizer: another one, Adam that is not fused, amsgrad, hooks, gradients of a GradScaler, and steps in which
-    some parameters of a group have no gradient.
+    left to the optimizer: another one, Adam that is not fused, amsgrad, hooks, and gradients of a GradScaler.
 
     :param optimizer: The optimizer, whose state nobody else changes during the update
     """
@@ -38,7 +40,8 @@ class QuickSteps:
         self.optimizer = optimizer
         self.parameters: list[th.Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._is_plain = _is_plain_adam(optimizer)
-        self._collected: dict[int, _Collected] = {}
+        self._counts: dict[int, th.Tensor] = {}
+        self._collected: dict[tuple[int, tuple[bool, ...]], _Collected] = {}
 
     def zero_grad(self) -> None:
         """As the optimizer's ``zero_grad()``"""
@@ -56,7 +59,7 @@ class QuickSteps:
             return
         with th.no_grad():
             for group, collected, gradients in prepared:
-                collected.counts.add_(1)
+                collected.counts.add_(collected.steps)
                 th._fused_adam_(
                     collected.parameters,
                     gradients,
@@ -81,27 +84,33 @@ class QuickSteps:
             present = [gradient for gradient in gradients if gradient is not None]
             if not present:
                 continue
-            if len(present) < len(gradients) or (i not in self._collected and not self._collect(i, group)):
+            which = i, tuple(gradient is not None for gradient in gradients)
+            if which not in self._collected and not self._collect(which, group):
                 return None
-            prepared.append((group, self._collected[i], present))
+            prepared.append((group, self._collected[which], present))
         return prepared
 
-    def _collect(self, i: int, group: dict[str, Any]) -> bool:
-        """:return: False if this is not the common case, or before the first step, which PyTorch takes"""
-        parameters = list(group["params"])
+    def _collect(self, which: tuple[int, tuple[bool, ...]], group: dict[str, Any]) -> bool:
+        """:return: False if this is not the common case, or before the first steps, which PyTorch takes"""
+        i, has_gradient = which
+        parameters = list(compress(group["params"], has_gradient))
         kinds = {(parameter.device, parameter.dtype, parameter.grad.layout) for parameter in parameters}
         is_common = group["fused"] and not any(
             map(group.get, ("amsgrad", "differentiable", "capturable", "decoupled_weight_decay"))
         )
-        if not is_common or len(kinds) > 1 or not all(map(self.optimizer.state.get, parameters)):
+        if not is_common or len(kinds) > 1 or not all(map(self.optimizer.state.get, group["params"])):
             return False
-        states = [self.optimizer.state[parameter] for parameter in parameters]
-        counts = th.stack([state["step"] for state in states])
-        counters = list(counts.unbind())
-        for state, counter in zip(states, counters, strict=True):
-            state["step"] = counter
-        averages, squared_averages = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        self._collected[i] = _Collected(parameters, averages, squared_averages, counters, counts)
+        if i not in self._counts:
+            states = [self.optimizer.state[parameter] for parameter in group["params"]]
+            self._counts[i] = th.stack([state["step"] for state in states])
+            for state, counter in zip(states, self._counts[i], strict=True):
+                state["step"] = counter
+        averages, squared_averages, counters = (
+            [self.optimizer.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
+        )
+        counts = self._counts[i]
+        steps = th.tensor(has_gradient, dtype=counts.dtype, device=counts.device)
+        self._collected[which] = _Collected(parameters, averages, squared_averages, counters, counts, steps)
         return True
 
 

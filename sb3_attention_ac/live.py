@@ -15,7 +15,8 @@ from sb3_attention_ac.auxiliary import AuxiliaryLoss, normalized
 from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions
 
 if TYPE_CHECKING:
-    from sb3_attention_ac.trajectory_policy import TrajectoryPolicy, WindowLatents
+    from sb3_attention_ac.evaluations import WindowLatents
+    from sb3_attention_ac.trajectory_policy import TrajectoryPolicy
 
 HIDDEN_DIM = 64
 

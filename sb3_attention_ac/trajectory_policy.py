@@ -1,6 +1,6 @@
 """The networks of a policy that attends to trajectories, and one pass of them over windows."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch as th
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from sb3_attention_ac.attention_q import AttentionQ, Tilt
 from sb3_attention_ac.auxiliary import MaskedPrediction
 from sb3_attention_ac.checks import check_attention_q, check_network
 from sb3_attention_ac.encoder import TrajectoryEncoder
+from sb3_attention_ac.evaluations import WindowEvaluation, WindowLatents
 from sb3_attention_ac.live import LivePrediction
 from sb3_attention_ac.parameter_groups import mlps_and_attention
 from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, encode_actions, local_window, map_obs, symlog
@@ -21,40 +22,6 @@ from sb3_attention_ac.trunk import AttentionTrunk, TrunkOutput
 from sb3_attention_ac.value_gate import ValueGate
 
 SHORTEST_CHUNK = 32  # steps, of a memory actor: with shorter ones most of a minibatch's steps are context
-
-
-class WindowLatents(NamedTuple):
-    """
-    What the networks make of the last n steps of N windows of W steps.
-
-    :param actor: The memory actor's, [N, n, latent_dim_pi]; None for an MLP actor
-    :param critic: The critic's, [N, n, latent_dim_vf]
-    :param features: The critic's features of every step, [N, W, F]
-    """
-
-    actor: TrunkOutput | None
-    critic: TrunkOutput
-    features: th.Tensor
-
-
-class WindowEvaluation(NamedTuple):
-    """
-    What actor and critic say of the last n steps of N windows. An MLP actor is evaluated on single transitions instead.
-
-    :param values: V(h_t), [N, n]
-    :param latents: What these were read from
-    :param added: What attention would add to V_mlp(s_t) with a share of one, [N, n]; None if the value is one (memory actor)
-    :param action_advantages: A_att(h_t, a_t), [N, n]; None without ``attention_q``
-    :param log_prob: log pi(a_t | s_t), [N, n]; None for an MLP actor
-    :param entropy: Entropy of the action distributions, [N, n]; None for an MLP actor, or if it has no analytical form
-    """
-
-    values: th.Tensor
-    latents: WindowLatents
-    added: th.Tensor | None = None
-    action_advantages: th.Tensor | None = None
-    log_prob: th.Tensor | None = None
-    entropy: th.Tensor | None = None
 
 
 class TrajectoryPolicy(ActorPolicy):
@@ -295,6 +262,15 @@ class TrajectoryPolicy(ActorPolicy):
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
         return events if episode_starts is None else events.masked_fill(episode_starts.unsqueeze(-1), 0.0)
 
+    def _actor_output(self, windows: TrajectoryWindows, n_queries: int, recent: th.Tensor | None = None) -> TrunkOutput:
+        """What a memory actor makes of the last steps of each window, [N, n_queries, ...]; ``recent``: its local windows"""
+        if recent is None:
+            features = self.window_features(windows, self.pi_features_extractor)
+            recent = local_window(features, windows.episode_ids, self.actor_trunk.n_previous)
+        events = self.encode_events(windows.previous_actions, windows.episode_starts)
+        output: TrunkOutput = self.actor_trunk(self.mlp_extractor.policy_net, recent, events, windows.episode_ids, n_queries)
+        return output
+
     def window_latents(self, windows: TrajectoryWindows, n_queries: int, acted: TrunkOutput | None = None) -> WindowLatents:
         """
         The causal latents of the last steps of each window.
@@ -309,12 +285,7 @@ class TrajectoryPolicy(ActorPolicy):
             recent = local_window(vf_features, windows.episode_ids, self.critic_trunk.n_previous)
         actor = acted
         if self.memory_actor and actor is None:
-            pi_recent = recent
-            if not self.share_features_extractor:
-                pi_features = self.window_features(windows, self.pi_features_extractor)
-                pi_recent = local_window(pi_features, windows.episode_ids, self.actor_trunk.n_previous)
-            events = self.encode_events(windows.previous_actions, windows.episode_starts)
-            actor = self.actor_trunk(self.mlp_extractor.policy_net, pi_recent, events, windows.episode_ids, n_queries)
+            actor = self._actor_output(windows, n_queries, recent if self.share_features_extractor else None)
         if self.critic_trunk.encoder is None:
             gathered = None if actor is None else actor.gathered
             critic = self.critic_trunk.read(self.mlp_extractor.value_net, recent[:, -n_queries:], gathered)
@@ -361,15 +332,33 @@ class TrajectoryPolicy(ActorPolicy):
             action_advantages = self._action_advantages(windows, latents, actions, offsets)
         if latents.actor is None:
             return WindowEvaluation(values, latents, added, action_advantages)
+        return WindowEvaluation(values, latents, added, action_advantages, *self._of_windows(latents.actor, actions, offsets))
+
+    def evaluate_memory_actor(
+        self, windows: TrajectoryWindows, actions: th.Tensor, offsets: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        The memory actor alone.
+
+        :param windows: N windows
+        :param actions: Actions of their last n steps, [N, n, action_dim]
+        :param offsets: What was added to the parameters of their distributions, [N, n, n_parameters]
+        :return: log probabilities of the actions [N, n] and entropy of the action distributions [N, n]
+        """
+        return self._of_windows(self._actor_output(windows, actions.shape[1]), actions, offsets)
+
+    def _of_windows(
+        self, actor: TrunkOutput, actions: th.Tensor, offsets: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """:meth:`log_prob_and_entropy` of steps of windows, [N, n] each"""
         log_prob, entropy = self.log_prob_and_entropy(
-            latents.actor.latents.flatten(0, 1),  # [N, n, H] -> [N * n, H]
+            actor.latents.flatten(0, 1),  # [N, n, H] -> [N * n, H]
             actions.flatten(0, 1),
             None if offsets is None else offsets.flatten(0, 1),
-            latents.actor.mlp_latents.flatten(0, 1),
+            actor.mlp_latents.flatten(0, 1),
         )
-        shape = values.shape  # [N, n]
-        entropy = None if entropy is None else entropy.reshape(shape)
-        return WindowEvaluation(values, latents, added, action_advantages, log_prob.reshape(shape), entropy)
+        shape = actions.shape[:2]  # [N, n]
+        return log_prob.reshape(shape), None if entropy is None else entropy.reshape(shape)
 
     # --- Q_att --------------------------------------------------------------------------------------------------------------
 

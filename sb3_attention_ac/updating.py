@@ -13,13 +13,13 @@ from sb3_attention_ac.adam import QuickSteps
 from sb3_attention_ac.auxiliary import AuxiliaryLoss
 from sb3_attention_ac.clipping import clip_gradients
 from sb3_attention_ac.collecting import TrajectoryCollection
+from sb3_attention_ac.evaluations import WindowLatents
 from sb3_attention_ac.history import RecentTrajectories
 from sb3_attention_ac.losses import clipped_surrogate_loss, entropy_loss, normalized, value_loss
 from sb3_attention_ac.parameter_groups import scale_attention_learning_rate
 from sb3_attention_ac.samples import TransitionSamples, WindowSamples
 from sb3_attention_ac.training_log import TrainingLog
 from sb3_attention_ac.trajectory import TrajectoryWindows
-from sb3_attention_ac.trajectory_policy import WindowLatents
 
 # MLPs learn from shuffled transitions, attention beside them from windows, whose neighbouring steps say much the same: it
 # takes one step for so many of theirs, on minibatches larger by a factor. Adam can take steps longer by the root of that
@@ -28,6 +28,7 @@ from sb3_attention_ac.trajectory_policy import WindowLatents
 MINIBATCHES_PER_ATTENTION_STEP = 8
 MINIBATCHES_PER_UNHEARD_STEP = 16
 MINIBATCHES_PER_AUXILIARY_STEP = 2
+MINIBATCHES_PER_CRITIC_STEP = 2  # of a memory actor's critic with an encoder of its own: docs/research.md
 ATTENTION_MINIBATCH_FACTOR = 2
 ATTENTION_LEARNING_RATE_FACTOR = ATTENTION_MINIBATCH_FACTOR**0.5
 
@@ -64,10 +65,10 @@ class TrajectoryUpdate(TrajectoryCollection):
         for epoch in range(self.n_epochs):
             if may_move:
                 self._log.start_epoch()
-            for batch in self._minibatches(attention_windows):
+            for i, batch in enumerate(self._minibatches(attention_windows)):
                 if not may_move and isinstance(batch, TransitionSamples):
                     continue
-                losses = self._losses(batch)
+                losses = self._losses(batch, self._critic_rests(i))
                 if "policy_gradient_loss" in losses and self._kl_exceeded():
                     may_move = False
                     if self.verbose >= 1:
@@ -125,9 +126,20 @@ class TrajectoryUpdate(TrajectoryCollection):
             return MINIBATCHES_PER_UNHEARD_STEP
         return MINIBATCHES_PER_ATTENTION_STEP
 
-    def _losses(self, batch: TransitionSamples | WindowSamples) -> dict[str, th.Tensor]:
+    def _critic_rests(self, i: int) -> bool:
+        """
+        :param i: Number of a minibatch in its epoch
+        :return: Whether a memory actor learns from it alone: the critic has an encoder of its own, that nothing else needs
+        """
+        policy = self.policy
+        is_apart = policy.memory_actor and policy.critic_trunk.encoder is not None
+        is_needed = policy.attention_q is not None or bool(policy.aux_targets)
+        return is_apart and not is_needed and i % MINIBATCHES_PER_CRITIC_STEP != 0
+
+    def _losses(self, batch: TransitionSamples | WindowSamples, critic_rests: bool = False) -> dict[str, th.Tensor]:
         """
         :param batch: Transitions for the MLPs, or windows for attention
+        :param critic_rests: Whether only a memory actor learns from it
         :return: The terms of the loss, weighted
         """
         if isinstance(batch, TransitionSamples):
@@ -135,6 +147,8 @@ class TrajectoryUpdate(TrajectoryCollection):
             evaluate = self.policy.evaluate_transitions
             values, log_prob, entropy = evaluate(transitions.observations, transitions.actions, offsets)
             return self._actor_losses(transitions, log_prob, entropy) | self._value_losses(values, transitions)
+        if critic_rests:
+            return self._actor_losses(batch, *self.policy.evaluate_memory_actor(batch.windows, batch.actions, batch.offsets))
         evaluation = self.policy.evaluate_windows(batch.windows, batch.actions, batch.offsets)
         if evaluation.added is None or self.policy.value_gate is None:
             losses = self._value_losses(evaluation.values, batch)

@@ -171,6 +171,22 @@ def test_old_log_probabilities_of_other_steps_are_found(monkeypatch, kwargs):
 @FEW
 @given(rollouts)
 @pytest.mark.parametrize("name", ACTION_SPACES)
+@pytest.mark.parametrize("kwargs", [{}, {"share_encoder": True}, {"share_features_extractor": False}])
+def test_the_actor_alone_says_what_it_says_beside_the_critic(name, kwargs, rollout):
+    rng = np.random.default_rng(rollout["seed"])
+    policy = make_policy(rollout["context_length"], ACTION_SPACES[name], memory_actor=True, **kwargs)
+    buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
+    fill(buffer, rng, np.ones(rollout["n_envs"], dtype=bool), rollout["episode_end"])
+    for samples in buffer.get_windows(4):
+        both = policy.evaluate_windows(samples.windows, samples.actions)
+        log_prob, entropy = policy.evaluate_memory_actor(samples.windows, samples.actions)
+        assert log_prob.shape == samples.advantages.shape
+        th.testing.assert_close((log_prob, entropy), (both.log_prob, both.entropy))
+
+
+@FEW
+@given(rollouts)
+@pytest.mark.parametrize("name", ACTION_SPACES)
 @pytest.mark.parametrize("share_encoder", [False, True])
 def test_what_acting_made_of_the_steps_gives_the_same_estimates(name, share_encoder, rollout):
     rng = np.random.default_rng(rollout["seed"])

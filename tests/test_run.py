@@ -226,3 +226,31 @@ def test_the_last_rollout_does_not_unlearn():
     model = AAC("MlpPolicy", "CartPole-v1", learning_rate=falling, **SMALL).learn(25)
     assert model.num_timesteps == 30
     assert min(seen) == 0 and max(seen) == 1
+
+
+@pytest.mark.filterwarnings("ignore:batch_size")
+@pytest.mark.parametrize(
+    ("network", "aux_loss", "rests"),
+    [
+        ({}, None, True),
+        ({"share_encoder": True}, None, False),
+        ({}, "live", False),
+        ({}, ["reward"], False),
+        ({"attention_q": True}, None, False),
+    ],
+)
+def test_a_critic_apart_from_a_memory_actor_rests_in_every_second_minibatch(network, aux_loss, rests):
+    settings = {**SMALL, "n_epochs": 3, "aux_loss": aux_loss, "policy_kwargs": {**TINY, "memory_actor": True, **network}}
+    model = AAC("MlpPolicy", random_env(), **settings)
+    seen, optimize = [], model._optimize
+
+    def recording(losses, attends):
+        optimize(losses, attends)
+        learned = [model.policy.value_net.weight.grad, model.policy.action_net.weight.grad]
+        assert ["value_loss" in losses, "policy_gradient_loss" in losses] == [gradient is not None for gradient in learned]
+        seen.append("value_loss" in losses)
+        assert learned[1] is not None
+
+    model._optimize = recording
+    model.learn(20)
+    assert seen == 3 * [True, not rests]  # two minibatches in an epoch

@@ -1,0 +1,41 @@
+"""What the networks make of windows of trajectories, and what actor and critic say of them."""
+
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_attention_ac.trunk import TrunkOutput
+
+
+class WindowLatents(NamedTuple):
+    """
+    What the networks make of the last n steps of N windows of W steps.
+
+    :param actor: The memory actor's, [N, n, latent_dim_pi]; None for an MLP actor
+    :param critic: The critic's, [N, n, latent_dim_vf]
+    :param features: The critic's features of every step, [N, W, F]
+    """
+
+    actor: TrunkOutput | None
+    critic: TrunkOutput
+    features: th.Tensor
+
+
+class WindowEvaluation(NamedTuple):
+    """
+    What actor and critic say of the last n steps of N windows. An MLP actor is evaluated on single transitions instead.
+
+    :param values: V(h_t), [N, n]
+    :param latents: What these were read from
+    :param added: What attention would add to V_mlp(s_t) with a share of one, [N, n]; None if the value is one (memory actor)
+    :param action_advantages: A_att(h_t, a_t), [N, n]; None without ``attention_q``
+    :param log_prob: log pi(a_t | s_t), [N, n]; None for an MLP actor
+    :param entropy: Entropy of the action distributions, [N, n]; None for an MLP actor, or if it has no analytical form
+    """
+
+    values: th.Tensor
+    latents: WindowLatents
+    added: th.Tensor | None = None
+    action_advantages: th.Tensor | None = None
+    log_prob: th.Tensor | None = None
+    entropy: th.Tensor | None = None
