@@ -48,8 +48,9 @@ class ActorPolicy(ActorCriticPolicy):
     def mlp_actor_steps(self) -> Callable[[PyTorchObs], th.Tensor]:
         """:return: :meth:`mlp_actor_latent` for steps of few environments (:mod:`~sb3_attention_ac.stand_in`)"""
         mlp_extractor = self.mlp_extractor
-        is_sb3s = type(mlp_extractor) is MlpExtractor and "forward_actor" not in vars(mlp_extractor)
-        if not is_sb3s or type(self).mlp_actor_latent is not ActorPolicy.mlp_actor_latent:
+        is_own = type(mlp_extractor) is not MlpExtractor or "forward_actor" in vars(mlp_extractor)
+        is_own |= type(self).mlp_actor_latent is not ActorPolicy.mlp_actor_latent or "mlp_actor_latent" in vars(self)
+        if is_own:
             return self.mlp_actor_latent
         mlp, extractor = as_function(mlp_extractor.policy_net), self.pi_features_extractor
         return lambda obs: mlp(self.features(obs, extractor))

@@ -1,6 +1,7 @@
 """
 Stand-ins for networks that are called with a handful of rows, one step of every environment at a time: half of what a small
-layer then takes is its call, which looks up parameters, hooks and modes. A stand-in looks them up once, and does the same.
+layer then takes is its call, which looks for hooks and modes and looks up modules and parameters one by one. A stand-in has
+done so once, and does the same.
 """
 
 from collections.abc import Callable

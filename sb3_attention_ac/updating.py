@@ -129,11 +129,13 @@ class TrajectoryUpdate(TrajectoryCollection):
     def _critic_rests(self, i: int) -> bool:
         """
         :param i: Number of a minibatch in its epoch
-        :return: Whether a memory actor learns from it alone: the critic has an encoder of its own, that nothing else needs
+        :return: Whether only a memory actor learns from it: the critic has an encoder of its own, and nothing else needs the
+            critic (an auxiliary loss, Q_att, a features extractor that both teach)
         """
         policy = self.policy
         is_apart = policy.memory_actor and policy.critic_trunk.encoder is not None
-        is_needed = policy.attention_q is not None or bool(policy.aux_targets)
+        teaches_features = policy.share_features_extractor and any(True for _ in policy.features_extractor.parameters())
+        is_needed = policy.attention_q is not None or bool(policy.aux_targets) or teaches_features
         return is_apart and not is_needed and i % MINIBATCHES_PER_CRITIC_STEP != 0
 
     def _losses(self, batch: TransitionSamples | WindowSamples, critic_rests: bool = False) -> dict[str, th.Tensor]:

@@ -7,6 +7,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_attention_ac import AAC
@@ -228,11 +229,22 @@ def test_the_last_rollout_does_not_unlearn():
     assert min(seen) == 0 and max(seen) == 1
 
 
+class LearnedFeatures(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.scale = th.nn.Parameter(th.ones(self.features_dim))
+
+    def forward(self, observations):
+        return super().forward(observations) * self.scale
+
+
 @pytest.mark.filterwarnings("ignore:batch_size")
 @pytest.mark.parametrize(
     ("network", "aux_loss", "rests"),
     [
         ({}, None, True),
+        ({"features_extractor_class": LearnedFeatures}, None, False),
+        ({"features_extractor_class": LearnedFeatures, "share_features_extractor": False}, None, True),
         ({"share_encoder": True}, None, False),
         ({}, "live", False),
         ({}, ["reward"], False),
