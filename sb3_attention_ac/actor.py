@@ -22,6 +22,7 @@ from sb3_attention_ac.distributions import (
     gaussian_log_prob_and_entropy,
     sample_categorical,
     sample_gaussian,
+    sample_gsde,
     without_validation,
 )
 from sb3_attention_ac.stand_in import as_function
@@ -167,6 +168,9 @@ class ActorPolicy(ActorCriticPolicy):
             actions = sample_categorical(self.action_parameters(latent_pi, offsets))
         elif kind is DiagGaussianDistribution:
             actions = sample_gaussian(self.action_parameters(latent_pi, offsets), self.log_std)
+        elif isinstance(self.action_dist, StateDependentNoiseDistribution) and kind is StateDependentNoiseDistribution:
+            latent_sde = latent_pi if latent_sde is None else latent_sde
+            actions = sample_gsde(self.action_dist, self.action_parameters(latent_pi, offsets), latent_sde)
         else:
             with without_validation():
                 actions = self.action_distribution(latent_pi, offsets, latent_sde).get_actions(deterministic=deterministic)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch as th
 import torch.nn.functional as F
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch.distributions import Distribution
 
 
@@ -40,6 +41,18 @@ def sample_gaussian(mean: th.Tensor, log_std: th.Tensor) -> th.Tensor:
     :return: Samples, [N, n]
     """
     return mean + log_std.exp() * th.randn_like(mean)
+
+
+def sample_gsde(noise: StateDependentNoiseDistribution, mean: th.Tensor, latent_sde: th.Tensor) -> th.Tensor:
+    """
+    :param noise: What holds the present noise
+    :param mean: [N, n]
+    :param latent_sde: What the noise is made of, [N, latent_dim]
+    :return: Samples, squashed if its are, [N, n]; their variance is not asked for
+    """
+    actions = mean + noise.get_noise(latent_sde)
+    squashed: th.Tensor = actions if noise.bijector is None else noise.bijector.forward(actions)
+    return squashed
 
 
 def categorical_log_prob_and_entropy(logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

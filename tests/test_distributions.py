@@ -27,6 +27,20 @@ def test_samples_follow_the_distribution(space):
     assert samples.shape == expected.shape
 
 
+@pytest.mark.parametrize("squash_output", [False, True])
+@pytest.mark.parametrize("n_envs", [1, 8])
+@th.no_grad()
+def test_samples_of_gsde_are_those_of_sb3(squash_output, n_envs):
+    policy = make_policy(4, spaces.Box(-1, 1, (2,)), use_sde=True, squash_output=squash_output)
+    latent_pi, latent_sde = th.randn(n_envs, 6), th.randn(n_envs, 6)
+    policy.reset_noise(n_envs)
+    for latents in (latent_pi, latent_sde):
+        expected = policy.action_dist.proba_distribution(policy.action_net(latent_pi), policy.log_std, latents).sample()
+        samples = policy.sample_actions(latent_pi, latent_sde=None if latents is latent_pi else latents)
+        assert th.equal(samples, expected)
+        assert not th.equal(samples, policy.sample_actions(latent_pi, deterministic=True, latent_sde=latents))
+
+
 @pytest.mark.parametrize(
     "space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)], ids=repr
 )
