@@ -68,7 +68,7 @@ class TrajectoryUpdate(TrajectoryCollection):
             for i, batch in enumerate(self._minibatches(attention_windows)):
                 if not may_move and isinstance(batch, TransitionSamples):
                     continue
-                losses = self._losses(batch, self._critic_rests(i))
+                losses = self._losses(batch, self._critic_rests(epoch + i))
                 if "policy_gradient_loss" in losses and self._kl_exceeded():
                     may_move = False
                     if self.verbose >= 1:
@@ -128,7 +128,7 @@ class TrajectoryUpdate(TrajectoryCollection):
 
     def _critic_rests(self, i: int) -> bool:
         """
-        :param i: Number of a minibatch in its epoch
+        :param i: Number of a minibatch and of its epoch together: the last one of an epoch may always hold the same steps
         :return: Whether only a memory actor learns from it: the critic has an encoder of its own, and nothing else needs the
             critic (an auxiliary loss, Q_att, a features extractor that both teach)
         """
