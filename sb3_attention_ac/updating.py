@@ -61,14 +61,16 @@ class TrajectoryUpdate(TrajectoryCollection):
         self._log = TrainingLog(self._present(self.clip_range))
         self._steps = QuickSteps(self.policy.optimizer)
         self._n_iterations += 1
-        may_move, attention_windows = True, self._attention_windows()
+        may_move, attention_windows, critic_may_rest = True, self._attention_windows(), self._critic_may_rest()
         for epoch in range(self.n_epochs):
             if may_move:
                 self._log.start_epoch()
             for i, batch in enumerate(self._minibatches(attention_windows)):
                 if not may_move and isinstance(batch, TransitionSamples):
                     continue
-                losses = self._losses(batch, self._critic_rests(epoch + i))
+                # In turns over epochs: the last minibatch of an epoch may always hold the same steps
+                critic_rests = critic_may_rest and (epoch + i) % MINIBATCHES_PER_CRITIC_STEP != 0
+                losses = self._losses(batch, critic_rests)
                 if "policy_gradient_loss" in losses and self._kl_exceeded():
                     may_move = False
                     if self.verbose >= 1:
@@ -126,17 +128,15 @@ class TrajectoryUpdate(TrajectoryCollection):
             return MINIBATCHES_PER_UNHEARD_STEP
         return MINIBATCHES_PER_ATTENTION_STEP
 
-    def _critic_rests(self, i: int) -> bool:
+    def _critic_may_rest(self) -> bool:
         """
-        :param i: Number of a minibatch and of its epoch together: the last one of an epoch may always hold the same steps
-        :return: Whether only a memory actor learns from it: the critic has an encoder of its own, and nothing else needs the
-            critic (an auxiliary loss, Q_att, a features extractor that both teach)
+        :return: Whether a memory actor may learn from a minibatch alone: the critic has an encoder of its own, and nothing
+            else needs the critic (an auxiliary loss, Q_att, a features extractor that both teach)
         """
         policy = self.policy
         is_apart = policy.memory_actor and policy.critic_trunk.encoder is not None
         teaches_features = policy.share_features_extractor and any(True for _ in policy.features_extractor.parameters())
-        is_needed = policy.attention_q is not None or bool(policy.aux_targets) or teaches_features
-        return is_apart and not is_needed and i % MINIBATCHES_PER_CRITIC_STEP != 0
+        return is_apart and not (policy.attention_q is not None or policy.aux_targets or teaches_features)
 
     def _losses(self, batch: TransitionSamples | WindowSamples, critic_rests: bool = False) -> dict[str, th.Tensor]:
         """
