@@ -43,7 +43,7 @@ format: $(READY)
 # --no-compile: most of the installed Python files are never imported, and those that are get compiled then
 $(READY): setup.cfg pyproject.toml $(wildcard startup/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --no-compile $(TORCH)
 	$(BIN)/python -m pip install --no-compile -e ".[envs,tests,video]"
 	touch $@
 
