@@ -32,6 +32,8 @@ from sb3_attention_ac.updating import TrajectoryUpdate
 
 BATCH_SIZE = 64  # PPO's
 MEMORY_BATCH_SIZE = 256  # measured: docs/research.md
+MASKED_COEF = 0.1
+LIVE_COEF = 1.0  # with a tenth it teaches nothing: docs/research.md
 
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
 
@@ -78,8 +80,8 @@ class AttentionActorCritic(TrajectoryUpdate):
     :param aux_loss: The self-supervised loss: None, "contrastive" (find the key of the left-out observation), "value" (predict
         the left-out return-to-go), "prediction" (return-to-go, next observation, action and reward), "live" (the next reward
         and observation, from the past alone), or a list of targets ("return", "observation", "action", "reward",
-        "contrastive", "live")
-    :param aux_coef: lambda, its coefficient in the loss, at least 0
+        "contrastive", "live"). "auto": "live" with a memory actor, which it teaches what to remember, else None
+    :param aux_coef: lambda, its coefficient in the loss, at least 0; None for 1.0 if it is "live" alone, else 0.1
     :param mask_ratio: About which share of the memories to leave out, in (0, 1)
     :param temperature: omega, temperature of the contrastive loss, greater than 0
     :param n_trajectories: How many of the most recent trajectories the self-supervised loss draws from, prior rollouts
@@ -121,8 +123,8 @@ class AttentionActorCritic(TrajectoryUpdate):
         seed: int | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
-        aux_loss: str | Sequence[str] | None = None,
-        aux_coef: float = 0.1,
+        aux_loss: str | Sequence[str] | None = "auto",
+        aux_coef: float | None = None,
         mask_ratio: float = 0.25,
         temperature: float = 0.1,
         n_trajectories: int = 0,
@@ -152,28 +154,35 @@ class AttentionActorCritic(TrajectoryUpdate):
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
-        self.batch_size = self._default_batch_size() if batch_size is None else batch_size
         self.n_epochs = n_epochs
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.aux_loss = aux_loss
-        self.aux_coef = aux_coef
         self.mask_ratio = mask_ratio
         self.temperature = temperature
         self.n_trajectories = n_trajectories
         self._n_iterations = 0
+        given: Any = (batch_size, aux_coef)
+        self.batch_size, self.aux_coef = given
+        self._resolve_defaults()
         self._check_arguments(policy)
         if _init_setup_model:
             self._setup_model()
 
     # --- construction ---------------------------------------------------------------------------------------------------
 
-    def _default_batch_size(self) -> int:
-        if not self.policy_kwargs.get("memory_actor"):
-            return BATCH_SIZE
-        return min(MEMORY_BATCH_SIZE, self.n_steps * (1 if self.env is None else self.n_envs))
+    def _resolve_defaults(self) -> None:
+        """Values for what was left open, here or as an argument of :meth:`load`; they depend on the kind of actor"""
+        memory_actor = bool(self.policy_kwargs.get("memory_actor"))
+        if self.batch_size is None:
+            rollout = self.n_steps * (1 if self.env is None else self.n_envs)
+            self.batch_size = min(MEMORY_BATCH_SIZE, rollout) if memory_actor else BATCH_SIZE
+        if self.aux_loss == "auto":
+            self.aux_loss = "live" if memory_actor and self.policy_kwargs.get("n_layers") != 0 else None
+        if self.aux_coef is None:
+            self.aux_coef = LIVE_COEF if resolve_aux_loss(self.aux_loss) == ("live",) else MASKED_COEF
 
     def _check_arguments(self, policy: Any) -> None:
         """:raises ValueError: If an argument is out of range or does not go with the others"""
@@ -197,8 +206,7 @@ class AttentionActorCritic(TrajectoryUpdate):
 
     def _setup_model(self) -> None:
         """Build the networks and the buffer: as in the parent class, but the policy first, the buffer needs its context."""
-        if self.batch_size is None:  # as load() was given it
-            self.batch_size = self._default_batch_size()
+        self._resolve_defaults()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         policy_class: Any = self.policy_class
@@ -252,6 +260,8 @@ class AttentionActorCritic(TrajectoryUpdate):
         :return: New model with the parameters of the file
         :raises ValueError: If network arguments are given that differ from those in the file; the message says which
         """
+        if isinstance(kwargs.get("aux_loss"), str) and kwargs["aux_loss"] == "auto":
+            del kwargs["aux_loss"]  # as in the file
         stored = stored_network(path) if {"policy_kwargs", "aux_loss"} & kwargs.keys() else None
         if stored is not None:
             policy_kwargs = {name: value for name, value in stored.items() if name != "aux_loss"}

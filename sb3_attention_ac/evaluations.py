@@ -13,12 +13,42 @@ class WindowLatents(NamedTuple):
 
     :param actor: The memory actor's, [N, n, latent_dim_pi]; None for an MLP actor
     :param critic: The critic's, [N, n, latent_dim_vf]
-    :param features: The critic's features of every step, [N, W, F]
+    :param features: Features of every step, as the trunk that acts has them: the memory actor's, else the critic's, [N, W, F]
     """
 
     actor: TrunkOutput | None
     critic: TrunkOutput
     features: th.Tensor
+
+    def remembered(self) -> "Remembered":
+        """:return: What the trunk that acts knows of the last n steps"""
+        return Remembered((self.actor or self.critic).gathered, self.features)
+
+
+class Remembered(NamedTuple):
+    """
+    What a trunk knows of the last n steps of N windows of W steps, before its MLP makes an action or a value of it.
+
+    :param gathered: What its encoder gathered, [N, n, gathered_dim]; None for a trunk without attention
+    :param features: Features of every step, [N, W, F]
+    """
+
+    gathered: th.Tensor | None
+    features: th.Tensor
+
+
+class ActorEvaluation(NamedTuple):
+    """
+    What a memory actor says of the last n steps of N windows.
+
+    :param log_prob: log pi(a_t | s_t), [N, n]
+    :param entropy: Entropy of the action distributions, [N, n]; None if it has no analytical form
+    :param remembered: What these were made from
+    """
+
+    log_prob: th.Tensor
+    entropy: th.Tensor | None
+    remembered: Remembered
 
 
 class WindowEvaluation(NamedTuple):

@@ -1,5 +1,8 @@
 """
-The live prediction: from what the critic knows at a step and the action to be taken, the next reward and observation.
+The live prediction: from what is remembered at a step and the action to be taken, the next reward and observation.
+
+It teaches the encoder that the actor reads (a memory actor's, else the critic's) what to look up. It reads the encoder itself
+and the present step: an MLP's latent that it read would have to serve prediction beside action or value.
 
 Unlike the masked prediction it looks at the past alone (causal mask), so that it can be asked while acting.
 """
@@ -15,7 +18,7 @@ from sb3_attention_ac.auxiliary import AuxiliaryLoss, normalized
 from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions
 
 if TYPE_CHECKING:
-    from sb3_attention_ac.evaluations import WindowLatents
+    from sb3_attention_ac.evaluations import Remembered
     from sb3_attention_ac.trajectory_policy import TrajectoryPolicy
 
 HIDDEN_DIM = 64
@@ -37,14 +40,14 @@ class LivePrediction(nn.Module):
     """
     Heads for the next reward and the next observation's features.
 
-    :param latent_dim: Width of the critic's latent
+    :param gathered_dim: Width of what the encoder gathers
     :param action_dim: Width of encoded actions
     :param features_dim: Width of the features of an observation
     """
 
-    def __init__(self, latent_dim: int, action_dim: int, features_dim: int):
+    def __init__(self, gathered_dim: int, action_dim: int, features_dim: int):
         super().__init__()
-        self.hidden = nn.Linear(latent_dim + action_dim, HIDDEN_DIM)
+        self.hidden = nn.Linear(gathered_dim + features_dim + action_dim, HIDDEN_DIM)
         self.gate = nn.Linear(action_dim, HIDDEN_DIM)
         self.reward = nn.Linear(HIDDEN_DIM, 1)
         self.change = nn.Linear(HIDDEN_DIM, features_dim)
@@ -52,38 +55,40 @@ class LivePrediction(nn.Module):
         self.reward_scale = nn.BatchNorm1d(1, affine=False)
         self.features_scale = nn.BatchNorm1d(features_dim, affine=False)
 
-    def forward(self, latents: th.Tensor, actions: th.Tensor) -> NextStep:
+    def forward(self, gathered: th.Tensor, features: th.Tensor, actions: th.Tensor) -> NextStep:
         """
-        :param latents: The critic's, [N, n, latent_dim]
+        :param gathered: What the encoder gathered, [N, n, gathered_dim]
+        :param features: Normalized features of s_t, [N, n, F]
         :param actions: Encoded a_t, [N, n, action_dim]
         :return: Normalized predictions; of the features, how they change from s_t to s_{t+1}
         """
         # A product, as what an action brings often depends on whether it fits the past: docs/research.md
-        hidden = th.tanh(self.hidden(th.cat([latents, actions], dim=-1))) * self.gate(actions)
+        hidden = th.tanh(self.hidden(th.cat([gathered, features, actions], dim=-1))) * self.gate(actions)
         return NextStep(self.reward(hidden).squeeze(-1), self.change(hidden))
 
     def losses(
-        self, windows: TrajectoryWindows, latents: "WindowLatents", action_space: spaces.Space[Any]
+        self, windows: TrajectoryWindows, remembered: "Remembered", action_space: spaces.Space[Any]
     ) -> dict[str, AuxiliaryLoss]:
         """
         Learn from windows: what came after each step is written in the step behind it.
 
         :param windows: N windows
-        :param latents: Of their last n steps
+        :param remembered: Of their last n steps
         :param action_space: What their actions are from
         :return: Mean squared errors beside those of a guess: the mean reward, and the observation as it is
         """
-        latents_vf = latents.critic.latents
-        n = latents_vf.shape[1]
+        gathered = remembered.gathered
+        assert gathered is not None, "there is no aux_loss without attention"
+        n = gathered.shape[1]
         with th.no_grad():
-            features = normalized(self.features_scale, latents.features[:, -n:])
+            features = normalized(self.features_scale, remembered.features[:, -n:])
             rewards = normalized(self.reward_scale, windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)
             actions = encode_actions(windows.previous_actions[:, -n + 1 :], action_space)
             goes_on = ~windows.episode_starts[:, -n + 1 :]  # [N, n - 1]; else the observation is of another episode
             changes = features[:, 1:] - features[:, :-1]
             share = (goes_on / (features.shape[-1] * goes_on.sum()).clamp(min=1)).unsqueeze(-1)  # of one error in their mean
             copy_error = (changes.square() * share).sum()
-        expected = self(latents_vf[:, :-1], actions)
+        expected = self(gathered[:, :-1], features[:, :-1], actions)
         observation_error = ((expected.features - changes).square() * share).sum()
         return {
             "live_reward": AuxiliaryLoss(F.mse_loss(expected.rewards, rewards), rewards.square().mean()),
@@ -99,9 +104,9 @@ class LivePrediction(nn.Module):
         :return: What is expected of the next step, in the units of rewards and features
         """
         n = actions.shape[1]
-        latents = policy.window_latents(windows, n)
-        features = normalized(self.features_scale, latents.features[:, -n:])
-        expected = self(latents.critic.latents, encode_actions(actions, policy.action_space))
+        gathered, features = policy.window_latents(windows, n).remembered()
+        features = normalized(self.features_scale, features[:, -n:])
+        expected = self(gathered, features, encode_actions(actions, policy.action_space))
         rewards = _denormalized(self.reward_scale, expected.rewards.unsqueeze(-1)).squeeze(-1)
         return NextStep(rewards, _denormalized(self.features_scale, features + expected.features))
 
@@ -114,7 +119,7 @@ def _denormalized(scale: nn.BatchNorm1d, x: th.Tensor) -> th.Tensor:
 
 def predict_next(policy: "TrajectoryPolicy", windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
     """
-    The next reward and observation that the critic expects of candidate actions.
+    The next reward and observation to be expected of candidate actions.
 
     :param policy: A policy trained with ``aux_loss=["live"]`` (or a list with "live" in it)
     :param windows: What has happened so far, e.g. from :func:`~sb3_attention_ac.inspection.collect_trajectory`

@@ -14,7 +14,7 @@ from sb3_attention_ac.attention_q import AttentionQ, Tilt
 from sb3_attention_ac.auxiliary import MaskedPrediction
 from sb3_attention_ac.checks import check_attention_q, check_network
 from sb3_attention_ac.encoder import TrajectoryEncoder
-from sb3_attention_ac.evaluations import WindowEvaluation, WindowLatents
+from sb3_attention_ac.evaluations import ActorEvaluation, Remembered, WindowEvaluation, WindowLatents
 from sb3_attention_ac.live import LivePrediction
 from sb3_attention_ac.parameter_groups import mlps_and_attention
 from sb3_attention_ac.trajectory import TrajectoryWindows, action_encoding_dim, encode_actions, local_window, map_obs, symlog
@@ -202,7 +202,7 @@ class TrajectoryPolicy(ActorPolicy):
         self.value_gate = ValueGate() if gathered_dim > 0 and not self.memory_actor else None
         self.auxiliary = self.live = None
         if "live" in self.aux_targets:
-            self.live = LivePrediction(mlp.latent_dim_vf, action_dim, self.features_dim)
+            self.live = LivePrediction(self.d_model, action_dim, self.features_dim)
         masked_targets = tuple(target for target in self.aux_targets if target != "live")
         if masked_targets:
             self.auxiliary = MaskedPrediction(
@@ -246,6 +246,13 @@ class TrajectoryPolicy(ActorPolicy):
         features = self.features(windows.flat_observations(), extractor)
         return features.reshape(*windows.episode_ids.shape, -1)  # [N * W, F] -> [N, W, F]
 
+    def _local_windows(
+        self, windows: TrajectoryWindows, extractor: BaseFeaturesExtractor, trunk: AttentionTrunk
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """:return: Features of every step, [N, W, F], and their local windows, [N, W, F * (1 + n_previous)]"""
+        features = self.window_features(windows, extractor)
+        return features, local_window(features, windows.episode_ids, trunk.n_previous)
+
     def encode_events(
         self, actions: th.Tensor, episode_starts: th.Tensor | None, rewards: th.Tensor | None = None
     ) -> th.Tensor:
@@ -262,11 +269,8 @@ class TrajectoryPolicy(ActorPolicy):
             events = th.cat([events, symlog(rewards).unsqueeze(-1)], dim=-1)
         return events if episode_starts is None else events.masked_fill(episode_starts.unsqueeze(-1), 0.0)
 
-    def _actor_output(self, windows: TrajectoryWindows, n_queries: int, recent: th.Tensor | None = None) -> TrunkOutput:
+    def _actor_output(self, windows: TrajectoryWindows, n_queries: int, recent: th.Tensor) -> TrunkOutput:
         """What a memory actor makes of the last steps of each window, [N, n_queries, ...]; ``recent``: its local windows"""
-        if recent is None:
-            features = self.window_features(windows, self.pi_features_extractor)
-            recent = local_window(features, windows.episode_ids, self.actor_trunk.n_previous)
         events = self.encode_events(windows.previous_actions, windows.episode_starts)
         output: TrunkOutput = self.actor_trunk(self.mlp_extractor.policy_net, recent, events, windows.episode_ids, n_queries)
         return output
@@ -281,11 +285,13 @@ class TrajectoryPolicy(ActorPolicy):
         :return: Latents of actor and critic
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.critic_trunk.mlp_is_given):
-            vf_features = self.window_features(windows, self.vf_features_extractor)
-            recent = local_window(vf_features, windows.episode_ids, self.critic_trunk.n_previous)
+            features, recent = self._local_windows(windows, self.vf_features_extractor, self.critic_trunk)
         actor = acted
         if self.memory_actor and actor is None:
-            actor = self._actor_output(windows, n_queries, recent if self.share_features_extractor else None)
+            actor_recent = recent
+            if not self.share_features_extractor:
+                features, actor_recent = self._local_windows(windows, self.pi_features_extractor, self.actor_trunk)
+            actor = self._actor_output(windows, n_queries, actor_recent)
         if self.critic_trunk.encoder is None:
             gathered = None if actor is None else actor.gathered
             critic = self.critic_trunk.read(self.mlp_extractor.value_net, recent[:, -n_queries:], gathered)
@@ -293,7 +299,7 @@ class TrajectoryPolicy(ActorPolicy):
             rewards = windows.previous_rewards if self.critic_reads_rewards else None
             events = self.encode_events(windows.previous_actions, windows.episode_starts, rewards)
             critic = self.critic_trunk(self.mlp_extractor.value_net, recent, events, windows.episode_ids, n_queries)
-        return WindowLatents(actor, critic, vf_features)
+        return WindowLatents(actor, critic, features)
 
     def values_and_added(self, critic: TrunkOutput) -> tuple[th.Tensor, th.Tensor | None]:
         """
@@ -336,16 +342,18 @@ class TrajectoryPolicy(ActorPolicy):
 
     def evaluate_memory_actor(
         self, windows: TrajectoryWindows, actions: th.Tensor, offsets: th.Tensor | None = None
-    ) -> tuple[th.Tensor, th.Tensor | None]:
+    ) -> ActorEvaluation:
         """
         The memory actor alone.
 
         :param windows: N windows
         :param actions: Actions of their last n steps, [N, n, action_dim]
         :param offsets: What was added to the parameters of their distributions, [N, n, n_parameters]
-        :return: log probabilities of the actions [N, n] and entropy of the action distributions [N, n]
+        :return: What the actor says of these steps
         """
-        return self._of_windows(self._actor_output(windows, actions.shape[1]), actions, offsets)
+        features, recent = self._local_windows(windows, self.pi_features_extractor, self.actor_trunk)
+        actor = self._actor_output(windows, actions.shape[1], recent)
+        return ActorEvaluation(*self._of_windows(actor, actions, offsets), Remembered(actor.gathered, features))
 
     def _of_windows(
         self, actor: TrunkOutput, actions: th.Tensor, offsets: th.Tensor | None

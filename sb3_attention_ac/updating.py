@@ -13,7 +13,7 @@ from sb3_attention_ac.adam import QuickSteps
 from sb3_attention_ac.auxiliary import AuxiliaryLoss
 from sb3_attention_ac.clipping import clip_gradients
 from sb3_attention_ac.collecting import TrajectoryCollection
-from sb3_attention_ac.evaluations import WindowLatents
+from sb3_attention_ac.evaluations import Remembered
 from sb3_attention_ac.history import RecentTrajectories
 from sb3_attention_ac.losses import clipped_surrogate_loss, entropy_loss, normalized, value_loss
 from sb3_attention_ac.parameter_groups import scale_attention_learning_rate
@@ -131,12 +131,12 @@ class TrajectoryUpdate(TrajectoryCollection):
     def _critic_may_rest(self) -> bool:
         """
         :return: Whether a memory actor may learn from a minibatch alone: the critic has an encoder of its own, and nothing
-            else needs the critic (an auxiliary loss, Q_att, a features extractor that both teach)
+            else needs the critic (the masked prediction, Q_att, a features extractor that both teach)
         """
         policy = self.policy
         is_apart = policy.memory_actor and policy.critic_trunk.encoder is not None
         teaches_features = policy.share_features_extractor and any(True for _ in policy.features_extractor.parameters())
-        return is_apart and not (policy.attention_q is not None or policy.aux_targets or teaches_features)
+        return is_apart and not (policy.attention_q is not None or policy.auxiliary is not None or teaches_features)
 
     def _losses(self, batch: TransitionSamples | WindowSamples, critic_rests: bool = False) -> dict[str, th.Tensor]:
         """
@@ -150,7 +150,9 @@ class TrajectoryUpdate(TrajectoryCollection):
             values, log_prob, entropy = evaluate(transitions.observations, transitions.actions, offsets)
             return self._actor_losses(transitions, log_prob, entropy) | self._value_losses(values, transitions)
         if critic_rests:
-            return self._actor_losses(batch, *self.policy.evaluate_memory_actor(batch.windows, batch.actions, batch.offsets))
+            acting = self.policy.evaluate_memory_actor(batch.windows, batch.actions, batch.offsets)
+            losses = self._actor_losses(batch, acting.log_prob, acting.entropy)
+            return losses | self._auxiliary_losses(batch.windows, acting.remembered)
         evaluation = self.policy.evaluate_windows(batch.windows, batch.actions, batch.offsets)
         if evaluation.added is None or self.policy.value_gate is None:
             losses = self._value_losses(evaluation.values, batch)
@@ -165,17 +167,17 @@ class TrajectoryUpdate(TrajectoryCollection):
             losses["attention_q_loss"] = self.vf_coef * attention_q_loss
         if evaluation.log_prob is not None:
             losses |= self._actor_losses(batch, evaluation.log_prob, evaluation.entropy)
-        return losses | self._auxiliary_losses(batch.windows, evaluation.latents)
+        return losses | self._auxiliary_losses(batch.windows, evaluation.latents.remembered())
 
-    def _auxiliary_losses(self, windows: TrajectoryWindows, latents: WindowLatents) -> dict[str, th.Tensor]:
+    def _auxiliary_losses(self, windows: TrajectoryWindows, remembered: Remembered) -> dict[str, th.Tensor]:
         """
         :param windows: Windows of this rollout
-        :param latents: Of their last steps
+        :param remembered: Of their last steps
         :return: The terms of the self-supervised loss, weighted
         """
         auxiliary: dict[str, AuxiliaryLoss] = {}
-        if self.policy.live is not None and latents.critic.latents.shape[1] > 1:
-            auxiliary |= self.policy.live.losses(windows, latents, self.action_space)
+        if self.policy.live is not None and remembered.gathered is not None and remembered.gathered.shape[1] > 1:
+            auxiliary |= self.policy.live.losses(windows, remembered, self.action_space)
         if self.policy.auxiliary is not None:
             n_windows, length = windows.episode_ids.shape
             drawn = self.recent_trajectories.sample(max(n_windows // 2, 2), length)

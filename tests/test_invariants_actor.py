@@ -179,7 +179,7 @@ def test_the_actor_alone_says_what_it_says_beside_the_critic(name, kwargs, rollo
     fill(buffer, rng, np.ones(rollout["n_envs"], dtype=bool), rollout["episode_end"])
     for samples in buffer.get_windows(4):
         both = policy.evaluate_windows(samples.windows, samples.actions)
-        log_prob, entropy = policy.evaluate_memory_actor(samples.windows, samples.actions)
+        log_prob, entropy, _ = policy.evaluate_memory_actor(samples.windows, samples.actions)
         assert log_prob.shape == samples.advantages.shape
         th.testing.assert_close((log_prob, entropy), (both.log_prob, both.entropy))
 

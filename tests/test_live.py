@@ -35,7 +35,7 @@ def test_the_first_observation_of_the_next_episode_is_no_target(new_episode, sam
     windows.episode_starts[:, -1] = new_episode
     other = windows._replace(observations=windows.observations.clone())
     other.observations[:, -1] = 5.0
-    losses = [policy.live.losses(w, policy.window_latents(w, 4), policy.action_space) for w in (windows, other)]
+    losses = [policy.live.losses(w, policy.window_latents(w, 4).remembered(), policy.action_space) for w in (windows, other)]
     assert th.equal(*(loss["live_observation"].loss for loss in losses)) == same
 
 
@@ -44,10 +44,11 @@ def test_errors_are_means_over_the_steps_that_go_on(episode_end):
     """A loss of the observation is the mean over steps of the mean over features; 0 where no step goes on."""
     policy, windows = make_policy(4, aux_targets=("live",)), random_windows(0, 6, episode_end)
     windows.episode_starts[:, 1:] |= episode_end == 1.0
-    live, latents = policy.live.eval(), policy.window_latents(windows, 6)
-    loss, baseline = live.losses(windows, latents, policy.action_space)["live_observation"]
-    features = normalized(live.features_scale, latents.features)
-    expected = live(latents.critic.latents[:, :-1], encode_actions(windows.previous_actions[:, 1:], policy.action_space))
+    live, remembered = policy.live.eval(), policy.window_latents(windows, 6).remembered()
+    loss, baseline = live.losses(windows, remembered, policy.action_space)["live_observation"]
+    features = normalized(live.features_scale, remembered.features)
+    actions = encode_actions(windows.previous_actions[:, 1:], policy.action_space)
+    expected = live(remembered.gathered[:, :-1], features[:, :-1], actions)
     changes, goes_on = features[:, 1:] - features[:, :-1], ~windows.episode_starts[:, 1:]
     for error, total in ((expected.features - changes, loss), (changes, baseline)):
         mean = error.square().mean(-1)[goes_on].mean() if goes_on.any() else th.tensor(0.0)
