@@ -74,7 +74,7 @@ class TrajectoryUpdate(TrajectoryCollection):
                 if "policy_gradient_loss" in losses and self._kl_exceeded():
                     may_move = False
                     if self.verbose >= 1:
-                        print(f"Early stopping at epoch {epoch} due to reaching max kl")
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {self._log.last_kl():.2f}")
                     if self.policy.memory_actor:
                         break  # attention and MLPs move together
                     continue

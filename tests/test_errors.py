@@ -189,3 +189,12 @@ def test_wrong_state_is_named():
     _, state = model.predict(np.zeros((2, 3), dtype=np.float32))
     with pytest.raises(ValueError, match="expects"):
         model.predict(np.zeros((3, 3), dtype=np.float32), state)
+    with pytest.raises(ValueError, match=r"state is 5, .* expects arrays of shapes .*None"):
+        model.predict(np.zeros((2, 3), dtype=np.float32), 5)
+
+
+def test_wrong_episode_start_is_named():
+    model = AAC("MlpPolicy", random_env(n_envs=2), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
+    _, state = model.predict(obs := np.zeros((3, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"episode_start has 2 value\(s\), but there are 3 observation\(s\): pass"):
+        model.predict(obs, state, np.zeros(2, dtype=bool))

@@ -1,10 +1,13 @@
 """Every observation and action space, wrapper and option that SB3's PPO takes: train two rollouts, predict, save and load."""
 
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -214,6 +217,14 @@ def test_target_kl_stops_the_mlps_but_not_attention():
     assert sum("policy_gradient_loss" in names for names in steps) == sum("value_loss" in names for names in steps) == 1
     assert sum("attention_value_loss" in names for names in steps) == 3
     assert not th.equal(model.policy.critic_trunk.write.weight, before)
+
+
+def test_early_stopping_prints_the_divergence(capsys):
+    """As PPO, word for word"""
+    settings = {**SMALL, "n_epochs": 3, "n_steps": 40, "target_kl": 1e-9, "verbose": 1}
+    for algorithm in (PPO, AAC):
+        algorithm("MlpPolicy", random_env(), **settings).learn(80)
+        assert re.search(r"Early stopping at step \d due to reaching max kl: \d\.\d\d\n", capsys.readouterr().out)
 
 
 def test_the_last_rollout_does_not_unlearn():
