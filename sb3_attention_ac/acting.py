@@ -52,6 +52,26 @@ class StatelessCalls:
                 )
 
 
+def checked_episode_starts(state: Any, given: Any, n_envs: int) -> np.ndarray:
+    """
+    :param state: What ``predict`` was given; without one every episode starts
+    :param given: Its ``episode_start``, None for no
+    :param n_envs: Number of observations it goes with
+    :return: Whether each observation is the first of its episode, [N]
+    :raises ValueError: If there is not one value for each observation
+    """
+    if state is None:
+        return np.ones(n_envs, dtype=bool)
+    if given is None:
+        return np.zeros(n_envs, dtype=bool)
+    if np.size(given) != n_envs:
+        raise ValueError(
+            f"episode_start has {np.size(given)} value(s), but there are {n_envs} observation(s): pass whether each is the "
+            "first of its episode, which is what step() of a VecEnv returned as dones."
+        )
+    return np.reshape(given, n_envs)
+
+
 class Decision(NamedTuple):
     """
     :param actions: As sampled, [N, *action_shape]
@@ -144,10 +164,12 @@ class MemoryActor:
         empty = self.empty(n_envs)
         if state is None:
             return empty
-        given, expected = [np.shape(array) for array in state], [tuple(tensor.shape) for tensor in empty]
+        expected = [tuple(tensor.shape) for tensor in empty]
+        given = [np.shape(array) for array in state] if np.iterable(state) else repr(state)
         if given != expected:
             raise ValueError(
-                f"The state has shapes {given}, but this policy with {n_envs} environment(s) expects {expected}: pass the "
-                "state that predict() returned for the same environments, or None to start anew."
+                f"The state {'is' if isinstance(given, str) else 'has shapes'} {given}, but this policy with {n_envs} "
+                f"environment(s) expects arrays of shapes {expected}: pass the state that predict() returned for the same "
+                "environments, or None to start anew."
             )
         return TrajectoryMemory.from_numpy(state, self.policy.device)

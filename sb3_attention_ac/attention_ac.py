@@ -5,6 +5,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -14,10 +15,14 @@ from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.checks import (
     check_auxiliary,
     check_buffer_arguments,
+    check_integers,
+    check_memory_options,
     check_policy,
+    check_policy_arguments,
     check_rollout,
     check_same_network,
     check_spaces,
+    explain_unexpected_argument,
     resolve_aux_loss,
     stored_network,
     warn_about_batch_size,
@@ -129,7 +134,10 @@ class AttentionActorCritic(TrajectoryUpdate):
         temperature: float = 0.1,
         n_trajectories: int = 0,
     ):
-        if env is not None and hasattr(env, "observation_space"):
+        check_policy_arguments(policy, policy_kwargs)
+        check_integers({"n_steps": (n_steps, 1), "n_epochs": (n_epochs, 1), "n_trajectories": (n_trajectories, 0)})
+        env = maybe_make_env(env, verbose)
+        if hasattr(env, "observation_space"):
             check_spaces(policy, env.observation_space, "features_extractor_class" in (policy_kwargs or {}))
         super().__init__(
             policy,
@@ -167,9 +175,11 @@ class AttentionActorCritic(TrajectoryUpdate):
         given: Any = (batch_size, aux_coef)
         self.batch_size, self.aux_coef = given
         self._resolve_defaults()
-        self._check_arguments(policy)
+        self._check_arguments()
         if _init_setup_model:
             self._setup_model()
+            if not self.policy.memory_actor:
+                check_memory_options(self.policy_kwargs, self.policy_class)
 
     # --- construction ---------------------------------------------------------------------------------------------------
 
@@ -184,10 +194,8 @@ class AttentionActorCritic(TrajectoryUpdate):
         if self.aux_coef is None:
             self.aux_coef = LIVE_COEF if resolve_aux_loss(self.aux_loss) == ("live",) else MASKED_COEF
 
-    def _check_arguments(self, policy: Any) -> None:
+    def _check_arguments(self) -> None:
         """:raises ValueError: If an argument is out of range or does not go with the others"""
-        if self.env is not None:
-            check_spaces(policy, self.observation_space, "features_extractor_class" in self.policy_kwargs)
         check_policy(self.policy_class, AttentionActorCriticPolicy)
         check_rollout(
             self.batch_size,
@@ -198,7 +206,7 @@ class AttentionActorCritic(TrajectoryUpdate):
         )
         targets = resolve_aux_loss(self.aux_loss)
         n_layers = self.policy_kwargs.get("n_layers", 1)
-        check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, self.n_trajectories, n_layers)
+        check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, n_layers)
         if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
             raise ValueError(
                 f"clip_range_vf={self.clip_range_vf} was given, but it must be greater than 0, or None for no clipping."
@@ -209,16 +217,7 @@ class AttentionActorCritic(TrajectoryUpdate):
         self._resolve_defaults()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        policy_class: Any = self.policy_class
-        self.policy = policy_class(
-            self.observation_space,
-            self.action_space,
-            self.lr_schedule,
-            use_sde=self.use_sde,
-            aux_targets=resolve_aux_loss(self.aux_loss),
-            temperature=self.temperature,
-            **self.policy_kwargs,
-        ).to(self.device)
+        self.policy = self._make_policy().to(self.device)
         check_buffer_arguments(self.rollout_buffer_kwargs, self.policy.n_context)
         self.rollout_buffer_class = self.rollout_buffer_class or TrajectoryRolloutBuffer
         buffer_class: Any = self.rollout_buffer_class
@@ -243,6 +242,26 @@ class AttentionActorCritic(TrajectoryUpdate):
         chunk_length = self.rollout_buffer.chunk_length if self.policy.memory_actor else None
         warn_about_batch_size(self.batch_size, self.n_steps, self.n_envs, chunk_length)
         self._maybe_recommend_cpu("AttentionActorCriticPolicy")
+
+    def _make_policy(self) -> Any:
+        """
+        :return: A new policy, on the CPU
+        :raises ValueError: If it does not know one of ``policy_kwargs``
+        """
+        policy_class: Any = self.policy_class
+        try:
+            return policy_class(
+                self.observation_space,
+                self.action_space,
+                self.lr_schedule,
+                use_sde=self.use_sde,
+                aux_targets=resolve_aux_loss(self.aux_loss),
+                temperature=self.temperature,
+                **self.policy_kwargs,
+            )
+        except TypeError as error:
+            explain_unexpected_argument(error, self.policy_kwargs, policy_class, AttentionActorCritic)
+            raise
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "recent_trajectories", "_log", "_steps"]

@@ -20,8 +20,9 @@ class WindowLatents(NamedTuple):
     critic: TrunkOutput
     features: th.Tensor
 
+    @property
     def remembered(self) -> "Remembered":
-        """:return: What the trunk that acts knows of the last n steps"""
+        """What the trunk that acts knows of the last n steps"""
         return Remembered((self.actor or self.critic).gathered, self.features)
 
 

@@ -104,7 +104,7 @@ class LivePrediction(nn.Module):
         :return: What is expected of the next step, in the units of rewards and features
         """
         n = actions.shape[1]
-        gathered, features = policy.window_latents(windows, n).remembered()
+        gathered, features = policy.window_latents(windows, n).remembered
         features = normalized(self.features_scale, features[:, -n:])
         expected = self(gathered, features, encode_actions(actions, policy.action_space))
         rewards = _denormalized(self.reward_scale, expected.rewards.unsqueeze(-1)).squeeze(-1)

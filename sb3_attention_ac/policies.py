@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_attention_ac.acting import Decision, MemoryActor, StatelessCalls
+from sb3_attention_ac.acting import Decision, MemoryActor, StatelessCalls, checked_episode_starts
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.trajectory import TrajectoryWindows
 from sb3_attention_ac.trajectory_policy import TrajectoryPolicy
@@ -152,11 +152,7 @@ class AttentionActorCriticPolicy(TrajectoryPolicy):
         n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         actor = MemoryActor(self)
         memory = actor.from_state(state, n_envs)
-        if state is None:
-            episode_start = np.ones(n_envs)
-        elif episode_start is None:
-            episode_start = np.zeros(n_envs)
-        actions = actor.act(obs, memory, np.reshape(episode_start, n_envs), deterministic).actions
+        actions = actor.act(obs, memory, checked_episode_starts(state, episode_start, n_envs), deterministic).actions
         env_actions = self.actions_for_env(actions.cpu().numpy())
         return env_actions if vectorized_env else env_actions.squeeze(axis=0), memory.to_numpy()
 

@@ -40,7 +40,7 @@ def split_batch(batch: Any, size: int) -> list[Any]:
     :return: Minibatches of the same structure
     """
     if isinstance(batch, th.Tensor):
-        return list(batch.split(size))
+        return list(batch.split(int(size)))  # an integer of NumPy is none of PyTorch's
     if isinstance(batch, dict):
         parts = zip(*(split_batch(value, size) for value in batch.values()), strict=True)
         return [dict(zip(batch, part, strict=True)) for part in parts]

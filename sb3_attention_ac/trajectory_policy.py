@@ -12,7 +12,7 @@ from torch import nn
 from sb3_attention_ac.actor import ActorPolicy
 from sb3_attention_ac.attention_q import AttentionQ, Tilt
 from sb3_attention_ac.auxiliary import MaskedPrediction
-from sb3_attention_ac.checks import check_attention_q, check_network
+from sb3_attention_ac.checks import check_attention_q, check_flags, check_network
 from sb3_attention_ac.encoder import TrajectoryEncoder
 from sb3_attention_ac.evaluations import ActorEvaluation, Remembered, WindowEvaluation, WindowLatents
 from sb3_attention_ac.live import LivePrediction
@@ -98,6 +98,7 @@ class TrajectoryPolicy(ActorPolicy):
         aux_targets: tuple[str, ...] = (),
         temperature: float = 0.1,
     ):
+        check_flags(memory_actor=memory_actor, share_encoder=share_encoder, attention_q=attention_q)
         check_network(context_length, d_model, n_layers, n_heads, dim_feedforward, dropout, local_window, memory_actor)
         check_attention_q(attention_q, n_layers, use_sde)
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:

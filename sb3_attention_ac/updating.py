@@ -74,7 +74,7 @@ class TrajectoryUpdate(TrajectoryCollection):
                 if "policy_gradient_loss" in losses and self._kl_exceeded():
                     may_move = False
                     if self.verbose >= 1:
-                        print(f"Early stopping at epoch {epoch} due to reaching max kl")
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {self._log.last_kl():.2f}")
                     if self.policy.memory_actor:
                         break  # attention and MLPs move together
                     continue
@@ -167,7 +167,7 @@ class TrajectoryUpdate(TrajectoryCollection):
             losses["attention_q_loss"] = self.vf_coef * attention_q_loss
         if evaluation.log_prob is not None:
             losses |= self._actor_losses(batch, evaluation.log_prob, evaluation.entropy)
-        return losses | self._auxiliary_losses(batch.windows, evaluation.latents.remembered())
+        return losses | self._auxiliary_losses(batch.windows, evaluation.latents.remembered)
 
     def _auxiliary_losses(self, windows: TrajectoryWindows, remembered: Remembered) -> dict[str, th.Tensor]:
         """

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
@@ -31,12 +32,39 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"batch_size": 1}, ["batch_size=1", "at least 2"]),
         ({"n_steps": 1, "batch_size": 2}, ["n_steps=1", "n_envs=1"]),
         ({"n_steps": 0}, ["n_steps=0", "at least 1"]),
+        ({"n_epochs": 0}, ["n_epochs=0", "at least 1"]),
+        ({"n_epochs": -1}, ["n_epochs=-1", "at least 1"]),
+        ({"n_epochs": 10.0}, ["n_epochs=10.0", "integer"]),
+        ({"n_steps": "64"}, ["n_steps='64'", "integer"]),
+        ({"batch_size": "64"}, ["batch_size='64'", "integer"]),
+        ({"n_trajectories": 1.5}, ["n_trajectories=1.5", "integer"]),
+        ({"aux_coef": "1"}, ["aux_coef='1'", "number"]),
+        ({"aux_coef": float("nan")}, ["aux_coef=nan", "at least 0"]),
+        ({"aux_loss": True}, ["aux_loss=True", "'live'"]),
+        ({"aux_loss": 5}, ["aux_loss=5", "'live'"]),
         ({"clip_range_vf": -0.1}, ["clip_range_vf=-0.1", "None"]),
         ({"rollout_buffer_class": RolloutBuffer}, ["RolloutBuffer", "TrajectoryRolloutBuffer"]),
         ({"rollout_buffer_kwargs": {"n_context": 9}}, ["n_context=9", "32 steps", "context_length"]),
         ({"policy": ActorCriticPolicy}, ["ActorCriticPolicy", "'MlpPolicy'"]),
         ({"policy": "MultiInputPolicy"}, ["'MultiInputPolicy'", "Dict", "'MlpPolicy'"]),
         ({"policy": "CnnPolicy"}, ["'CnnPolicy'", "image", "'MlpPolicy'"]),
+        ({"policy": "MlpLstmPolicy"}, ["'MlpLstmPolicy'", "RecurrentPPO", "'MlpPolicy'", "dict(memory_actor=True)"]),
+        ({"policy_kwargs": "dict(memory_actor=True)"}, ["policy_kwargs='dict(memory_actor=True)'", "dictionary", "quotes"]),
+        ({"policy_kwargs": {"memory_actr": True}}, ["'memory_actr'", "the closest known names are: memory_actor"]),
+        ({"policy_kwargs": {"lstm_hidden_size": 64}}, ["'lstm_hidden_size'", "known are: activation_fn", "memory_actor"]),
+        ({"policy_kwargs": {"features_extractor": None}}, ["names are: share_features_extractor, features_"]),
+        ({"policy_kwargs": {"aux_loss": "live"}}, ["'aux_loss'", "constructor", "AAC(..., aux_loss=...)"]),
+        ({"policy_kwargs": {"n_steps": 64}}, ["'n_steps'", "AAC(..., n_steps=...)"]),
+        ({"policy_kwargs": {"temperature": 0.2}}, ["'temperature'", "AAC(..., temperature=...)"]),
+        ({"policy_kwargs": {"memory_actor": "False"}}, ["memory_actor='False'", "True or False"]),
+        ({"policy_kwargs": {"context_length": 3.5}}, ["context_length=3.5", "integer"]),
+        ({"policy_kwargs": {"context_length": "8"}}, ["context_length='8'", "integer"]),
+        ({"policy_kwargs": {"d_model": 64.0}}, ["d_model=64.0", "integer"]),
+        ({"policy_kwargs": {"n_heads": "4"}}, ["n_heads='4'", "integer"]),
+        ({"policy_kwargs": {"n_layers": 1.0}}, ["n_layers=1.0", "integer"]),
+        ({"policy_kwargs": {"dropout": "0.1"}}, ["dropout='0.1'", "number"]),
+        ({"policy_kwargs": {"share_encoder": True}}, ["share_encoder=True", "dict(memory_actor=True, share_encoder=True)"]),
+        ({"policy_kwargs": {"local_window": 8}}, ["local_window=8", "dict(memory_actor=True, local_window=8)"]),
         ({"policy_kwargs": {"d_model": 10, "n_heads": 4}}, ["d_model=10", "n_heads=4", "[1, 2, 5, 10]"]),
         ({"policy_kwargs": {"context_length": 0}}, ["context_length=0", "at least 1"]),
         ({"policy_kwargs": {"n_layers": -1}}, ["n_layers=-1", "at least 0"]),
@@ -54,6 +82,39 @@ def test_wrong_arguments(kwargs, words):
     assert str(error.value).endswith(".")
 
 
+@pytest.mark.parametrize("memory_actor", [np.False_, np.True_])
+def test_integers_and_flags_of_numpy(memory_actor):
+    network = {"context_length": np.int64(5), "d_model": np.int32(8), "n_heads": np.int64(2), "memory_actor": memory_actor}
+    settings = {**SMALL, "n_steps": np.int64(10), "batch_size": np.int64(10), "n_epochs": np.int32(1)}
+    AAC("MlpPolicy", random_env(), policy_kwargs=network, **settings).learn(20)
+
+
+class PolicyOfOnesOwn(AttentionActorCriticPolicy):
+    """Takes arguments that its signature does not have, and has other defaults."""
+
+    def __init__(self, *args, **kwargs):
+        self.mine = kwargs.pop("mine", None)
+        super().__init__(*args, **{"memory_actor": True, **kwargs})
+
+
+def test_arguments_of_a_policy_of_ones_own():
+    model = AAC(PolicyOfOnesOwn, random_env(), policy_kwargs={**TINY, "mine": 1, "share_encoder": True}, **SMALL)
+    assert model.policy.mine == 1 and model.policy.memory_actor
+    with pytest.raises(ValueError, match=r"'context_lenght', which PolicyOfOnesOwn does not know.*: context_length"):
+        AAC(PolicyOfOnesOwn, random_env(), policy_kwargs={"context_lenght": 8}, **SMALL)
+    with pytest.raises(TypeError, match=r"FlattenExtractor.*'mine'"):
+        AAC(PolicyOfOnesOwn, random_env(), policy_kwargs={"features_extractor_kwargs": {"mine": 1}, "mine": 1}, **SMALL)
+
+
+def test_memory_is_switched_off_by_name(tmp_path):
+    """As variants of one setting do; and a model that was saved with options that have no effect can be read."""
+    options = {**TINY, "share_encoder": True, "local_window": 2}
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**options, "memory_actor": False}, **SMALL)
+    model.policy_kwargs = options
+    model.save(tmp_path / "model")
+    AAC.load(tmp_path / "model", env=random_env())
+
+
 def test_dict_and_tuple_observations():
     with pytest.raises(ValueError, match="MultiInputPolicy"):
         AAC("MlpPolicy", random_env("Dict"))
@@ -61,6 +122,15 @@ def test_dict_and_tuple_observations():
     for env in (RandomEnv(tuple_space, spaces.Discrete(2)), DummyVecEnv([lambda: RandomEnv(tuple_space, spaces.Discrete(2))])):
         with pytest.raises(ValueError, match=r"Tuple observations are not supported.*Dict"):
             AAC("MlpPolicy", env)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
+def test_text_observations(policy, monkeypatch):
+    space = spaces.Text(5) if policy == "MlpPolicy" else spaces.Dict(text=spaces.Text(5))
+    monkeypatch.setitem(gym.registry, "Text-v0", EnvSpec("Text-v0", lambda **_: RandomEnv(space, spaces.Discrete(2))))
+    for env in (RandomEnv(space, spaces.Discrete(2)), "Text-v0"):
+        with pytest.raises(ValueError, match=r"Text observations are not supported.*Dict"):
+            AAC(policy, env)
 
 
 def test_rounded_minibatches_are_announced_once():
@@ -189,3 +259,12 @@ def test_wrong_state_is_named():
     _, state = model.predict(np.zeros((2, 3), dtype=np.float32))
     with pytest.raises(ValueError, match="expects"):
         model.predict(np.zeros((3, 3), dtype=np.float32), state)
+    with pytest.raises(ValueError, match=r"state is 5, .* expects arrays of shapes .*None"):
+        model.predict(np.zeros((2, 3), dtype=np.float32), 5)
+
+
+def test_wrong_episode_start_is_named():
+    model = AAC("MlpPolicy", random_env(n_envs=2), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
+    _, state = model.predict(obs := np.zeros((3, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"episode_start has 2 value\(s\), but there are 3 observation\(s\): pass"):
+        model.predict(obs, state, np.zeros(2, dtype=bool))

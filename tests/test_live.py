@@ -35,7 +35,7 @@ def test_the_first_observation_of_the_next_episode_is_no_target(new_episode, sam
     windows.episode_starts[:, -1] = new_episode
     other = windows._replace(observations=windows.observations.clone())
     other.observations[:, -1] = 5.0
-    losses = [policy.live.losses(w, policy.window_latents(w, 4).remembered(), policy.action_space) for w in (windows, other)]
+    losses = [policy.live.losses(w, policy.window_latents(w, 4).remembered, policy.action_space) for w in (windows, other)]
     assert th.equal(*(loss["live_observation"].loss for loss in losses)) == same
 
 
@@ -44,7 +44,7 @@ def test_errors_are_means_over_the_steps_that_go_on(episode_end):
     """A loss of the observation is the mean over steps of the mean over features; 0 where no step goes on."""
     policy, windows = make_policy(4, aux_targets=("live",)), random_windows(0, 6, episode_end)
     windows.episode_starts[:, 1:] |= episode_end == 1.0
-    live, remembered = policy.live.eval(), policy.window_latents(windows, 6).remembered()
+    live, remembered = policy.live.eval(), policy.window_latents(windows, 6).remembered
     loss, baseline = live.losses(windows, remembered, policy.action_space)["live_observation"]
     features = normalized(live.features_scale, remembered.features)
     actions = encode_actions(windows.previous_actions[:, 1:], policy.action_space)
@@ -62,6 +62,42 @@ def test_logged_beside_their_baselines(name):
     logged = model.logger.name_to_value
     for key in ("live_reward", "live_observation", "reward"):
         assert np.isfinite(logged[f"train/aux_{key}_loss"]) and np.isfinite(logged[f"train/aux_{key}_baseline"])
+
+
+@pytest.mark.parametrize("network", [{}, {"share_encoder": True}, {"share_features_extractor": False}])
+def test_it_teaches_the_encoder_that_the_actor_reads_and_no_head(network):
+    policy = make_policy(4, aux_targets=("live",), memory_actor=True, **network)
+    windows = random_windows(0, 12, 0.3)
+    for latents in (policy.window_latents(windows, 8), policy.evaluate_memory_actor(windows, th.zeros(4, 8, 1))):
+        losses = policy.live.losses(windows, latents.remembered, policy.action_space)
+        policy.zero_grad()
+        sum(loss for loss, _ in losses.values()).backward()
+        reads = policy.actor_trunk.encoder.read
+        assert reads.weight.grad.abs().sum() > 0
+        if not network.get("share_encoder"):
+            assert all(parameter.grad is None for parameter in policy.critic_trunk.encoder.parameters())
+        for layer in (policy.action_net, policy.value_net, policy.actor_trunk.write):
+            assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "aux_loss", "aux_coef"),
+    [
+        ({}, {}, None, 0.1),
+        ({"memory_actor": True}, {}, "live", 1.0),
+        ({"memory_actor": True}, {"aux_loss": None}, None, 0.1),
+        ({"memory_actor": True}, {"aux_coef": 0.3}, "live", 0.3),
+        ({"memory_actor": True}, {"aux_loss": ["live", "reward"]}, ["live", "reward"], 0.1),
+        ({}, {"aux_loss": ["live"]}, ["live"], 1.0),
+    ],
+)
+def test_a_memory_actor_has_it_by_default(tmp_path, network, given, aux_loss, aux_coef):
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, **network}, **SMALL, **given)
+    assert (model.aux_loss, model.aux_coef) == (aux_loss, aux_coef)
+    assert (model.policy.live is not None) == ("live" in (aux_loss or ()))
+    model.save(tmp_path / "model")
+    again = AAC.load(tmp_path / "model", aux_loss="auto", aux_coef=None)  # as in the file, and by default
+    assert again.aux_loss == aux_loss and again.aux_coef == (1.0 if again.policy.aux_targets == ("live",) else 0.1)
 
 
 def test_a_policy_without_it_says_so():

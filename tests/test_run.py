@@ -1,10 +1,13 @@
 """Every observation and action space, wrapper and option that SB3's PPO takes: train two rollouts, predict, save and load."""
 
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -216,6 +219,14 @@ def test_target_kl_stops_the_mlps_but_not_attention():
     assert not th.equal(model.policy.critic_trunk.write.weight, before)
 
 
+def test_early_stopping_prints_the_divergence(capsys):
+    """As PPO, word for word"""
+    settings = {**SMALL, "n_epochs": 3, "n_steps": 40, "target_kl": 1e-9, "verbose": 1}
+    for algorithm in (PPO, AAC):
+        algorithm("MlpPolicy", random_env(), **settings).learn(80)
+        assert re.search(r"Early stopping at step \d due to reaching max kl: \d\.\d\d\n", capsys.readouterr().out)
+
+
 def test_the_last_rollout_does_not_unlearn():
     """25 steps are three rollouts of ten: SB3 gives schedules a negative progress for the last one."""
     seen = []
@@ -246,7 +257,8 @@ class LearnedFeatures(FlattenExtractor):
         ({"features_extractor_class": LearnedFeatures}, None, False),
         ({"features_extractor_class": LearnedFeatures, "share_features_extractor": False}, None, True),
         ({"share_encoder": True}, None, False),
-        ({}, "live", False),
+        ({}, "live", True),
+        ({"share_features_extractor": False}, "live", True),
         ({}, ["reward"], False),
         ({"attention_q": True}, None, False),
     ],
@@ -259,6 +271,7 @@ def test_a_critic_apart_from_a_memory_actor_rests_in_every_second_minibatch(netw
     def recording(losses, attends):
         optimize(losses, attends)
         learned = [model.policy.value_net.weight.grad, model.policy.action_net.weight.grad]
+        assert aux_loss != "live" or "aux_live_reward_loss" in losses  # a resting critic does not keep it
         assert ["value_loss" in losses, "policy_gradient_loss" in losses] == [gradient is not None for gradient in learned]
         seen.append("value_loss" in losses)
         assert learned[1] is not None

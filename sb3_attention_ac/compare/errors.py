@@ -1,7 +1,8 @@
 """Errors a user can act upon."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+from sb3_attention_ac.checks import closest_names
 
 
 class CompareError(Exception):
@@ -19,8 +20,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> CompareError:
     :param known: All names that are
     :return: Error that offers the closest known names, or all of them where none is close
     """
-    names = sorted(known)
-    lower = {candidate.lower(): candidate for candidate in names}
-    close = [lower[match] for match in get_close_matches(name.lower(), lower, n=5, cutoff=0.6)]
-    offer = f"the closest known names are: {', '.join(close)}" if close else f"known are: {', '.join(names[:40])}"
-    return CompareError(f"Unknown {kind} {name!r}; {offer}.")
+    return CompareError(f"Unknown {kind} {name!r}; {closest_names(name, known)}.")
