@@ -95,7 +95,8 @@ def _make_model(setup: Setup, seed: int) -> Any:
         width = {"lstm_hidden_size": network.get("d_model", 64)}
         return RecurrentPPO(f"{kind}LstmPolicy", env, policy_kwargs=width, **common)  # type: ignore[arg-type]
     network["memory_actor"] = setup.algo == "aac-memory"
-    return AAC(f"{kind}Policy", env, aux_loss=setup.aux_loss, policy_kwargs=network, **common)  # type: ignore[arg-type]
+    aux_loss = None if setup.aux_loss == "none" else setup.aux_loss
+    return AAC(f"{kind}Policy", env, aux_loss=aux_loss, policy_kwargs=network, **common)  # type: ignore[arg-type]
 
 
 def _compile(policy: Any) -> None:
@@ -292,7 +293,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="Minibatch size")
     parser.add_argument("--n-epochs", type=int, default=10, help="Number of epochs")
     parser.add_argument("--network", nargs="+", type=_network_argument, default=[], help="AAC's, as d_model=256 n_layers=2")
-    parser.add_argument("--aux-loss", help="AAC's self-supervised loss")
+    parser.add_argument("--aux-loss", default="auto", help="AAC's self-supervised loss; none for none")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="Packages that register environments, as in RL Zoo")
     parser.add_argument("--subproc", action="store_true", help="Every environment in a process of its own")
     parser.add_argument("--bf16", action="store_true", help="Updates under torch.autocast with bfloat16")

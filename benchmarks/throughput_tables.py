@@ -22,7 +22,7 @@ class Setup(NamedTuple):
     :param network: Network arguments of AttentionActorCritic, name and value (``d_model`` is RecurrentPPO's width too)
     :param bf16: Whether updates run under ``torch.autocast`` with bfloat16
     :param compiled: Whether the networks are compiled by ``torch.compile``
-    :param aux_loss: AttentionActorCritic's self-supervised loss
+    :param aux_loss: AttentionActorCritic's self-supervised loss, or "none"
     :param packages: Packages to import, which register environments
     :param subproc: Whether every environment is in a process of its own
     """
@@ -38,7 +38,7 @@ class Setup(NamedTuple):
     network: tuple[tuple[str, int], ...] = ()
     bf16: bool = False
     compiled: bool = False
-    aux_loss: str | None = None
+    aux_loss: str = "auto"
     packages: tuple[str, ...] = ()
     subproc: bool = False
 
