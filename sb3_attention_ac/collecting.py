@@ -86,7 +86,7 @@ class TrajectoryCollection(OnPolicyAlgorithm):
         if self._parameter_versions() != versions:  # by a callback: what was made of the steps is another network's
             acted.clear()
         estimates = estimate_rollout(self.policy, rollout_buffer, new_obs, acted)
-        gate, values = self.policy.value_gate, estimates.last_values  # callbacks know them as ``values``, as in SB3
+        gate, values = self.policy.value_gate, estimates.last_values.unsqueeze(1)  # [n_envs, 1]; SB3's name, for callbacks
         added = None if gate is None else estimates.added * float(gate.share)
         rollout_buffer.set_estimates(estimates.values, estimates.log_probs, added)
         rollout_buffer.compute_returns_and_advantage(values, dones, estimates.terminal_values)

@@ -43,7 +43,7 @@ class AdvantagesAgain(BaseCallback):
     def _on_rollout_end(self) -> None:
         buffer = self.locals["rollout_buffer"]
         before = buffer.advantages.copy()
-        assert buffer.terminal_observations
+        assert buffer.terminal_observations and self.locals["values"].shape == (buffer.n_envs, 1)  # as PPO's
         buffer.compute_returns_and_advantage(last_values=self.locals["values"], dones=self.locals["dones"])
         np.testing.assert_array_equal(buffer.advantages, before)
 
