@@ -54,7 +54,8 @@ def plot(run: Path, title: str, picture: Path, window: int = 20) -> None:
     timesteps = episodes["l"].cumsum()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(timesteps, episodes["r"], ".", markersize=3, alpha=0.3, color="C0")
-    axes.plot(timesteps, episodes["r"].rolling(window, min_periods=1).mean(), color="C0", label="training episodes")
+    mean = episodes["r"].rolling(window, min_periods=1).mean()
+    axes.plot(timesteps, mean, color="C0", label=f"training episodes (mean of {window})")
     evaluations = run / "evaluations.npz"
     # Written during training, unless `--eval-freq` is negative or longer than the training
     if evaluations.is_file():

@@ -67,7 +67,7 @@ def main() -> None:
     windows = collect_trajectory(model, env, args.length + 1)
     # The action taken at a step, and what it led to, are written in the step after it
     actions, rewards = windows.previous_actions[:, 1:], windows.previous_rewards[:, 1:]
-    features = model.policy.window_features(windows, model.policy.vf_features_extractor)[:, 1:].detach()
+    features = model.policy.window_latents(windows, 1).features[:, 1:].detach()
     so_far = windows._replace(**{name: part[:, :-1] for name, part in windows._asdict().items()})
     expected = predict_next(model.policy, so_far, actions)
     names = ["reward", *(f"observation {i}" for i in range(features.shape[-1]))]
