@@ -279,7 +279,7 @@ class AttentionActorCritic(TrajectoryUpdate):
         :return: New model with the parameters of the file
         :raises ValueError: If network arguments are given that differ from those in the file; the message says which
         """
-        if isinstance(kwargs.get("aux_loss"), str) and kwargs["aux_loss"] == "auto":
+        if kwargs.get("aux_loss") == "auto":
             del kwargs["aux_loss"]  # as in the file
         stored = stored_network(path) if {"policy_kwargs", "aux_loss"} & kwargs.keys() else None
         if stored is not None:

@@ -75,11 +75,13 @@ class LivePrediction(nn.Module):
         :param windows: N windows
         :param remembered: Of their last n steps
         :param action_space: What their actions are from
-        :return: Mean squared errors beside those of a guess: the mean reward, and the observation as it is
+        :return: Mean squared errors beside those of a guess: the mean reward, and the observation as it is; none for n = 1
         """
         gathered = remembered.gathered
         assert gathered is not None, "there is no aux_loss without attention"
         n = gathered.shape[1]
+        if n == 1:  # there is no step behind
+            return {}
         with th.no_grad():
             features = normalized(self.features_scale, remembered.features[:, -n:])
             rewards = normalized(self.reward_scale, windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)

@@ -176,7 +176,7 @@ class TrajectoryUpdate(TrajectoryCollection):
         :return: The terms of the self-supervised loss, weighted
         """
         auxiliary: dict[str, AuxiliaryLoss] = {}
-        if self.policy.live is not None and remembered.gathered is not None and remembered.gathered.shape[1] > 1:
+        if self.policy.live is not None:
             auxiliary |= self.policy.live.losses(windows, remembered, self.action_space)
         if self.policy.auxiliary is not None:
             n_windows, length = windows.episode_ids.shape
