@@ -72,6 +72,13 @@ def test_bandit(run, capsys):
 
 
 @pytest.mark.slow
+def test_tmaze(run, capsys):
+    run("tmaze.py", "--steps", "20000", "--length", "8")
+    guesses, remembers = (float(line.split(": ")[1]) for line in capsys.readouterr().out.splitlines()[1:])
+    assert guesses < 3 and remembers == 4
+
+
+@pytest.mark.slow
 def test_inspect_attention_with_memory(run, tmp_path):
     run("inspect_attention.py", "--steps", "1024", "--length", "12", "--out", "memory.png")
     assert (tmp_path / "memory.png").is_file()
