@@ -215,8 +215,8 @@ def resolve_keys(
     unseen = [key for key in actor if key not in critic]
     if memory_actor and unseen:
         warnings.warn(
-            f"critic_keys={list(critic)} leaves out {unseen}, which the actor reads: a critic that does not see the history on "
-            "which the actor acts is biased (Baisero & Amato 2022). Add them to critic_keys.",
+            f"critic_keys={list(critic)} leaves out {unseen}, which the actor reads: a critic that does not see the history "
+            "on which the actor acts is biased (Baisero & Amato 2022). Add them to critic_keys.",
             stacklevel=5,
         )
     return actor, critic
