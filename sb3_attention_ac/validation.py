@@ -176,7 +176,7 @@ def check_auxiliary(
         raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
     masked = set(targets) - {"next_step"}
     no_effect = {
-        "aux_coef": (aux_coef, aux_coef is None or bool(targets), "an aux_loss"),
+        "aux_coef": (aux_coef, aux_coef in (None, 0.1) or bool(targets), "an aux_loss"),  # 0.1: what a saved model has
         "mask_ratio": (mask_ratio, mask_ratio == 0.25 or bool(masked), "a masked prediction"),
         "temperature": (temperature, temperature == 0.1 or "contrastive" in targets, "the target 'contrastive'"),
         "n_trajectories": (n_trajectories, n_trajectories == 0 or bool(masked), "a masked prediction"),
