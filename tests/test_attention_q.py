@@ -113,7 +113,7 @@ def test_advantage_is_centred_and_divergence_bounded(name, masked, scale):
     actions = policy.distribution.sample(given, log_std).reshape(n, -1)
     advantages = attention_q.advantages(latent, given, actions, log_std)
     assert advantages.mean().abs() <= 5 * advantages.std() / n**0.5 + 1e-6
-    offsets = attention_q.tilt(latent, given, log_std)
+    offsets = attention_q.tilt(latent, given, log_std, in_rollout=True)
     one = given._replace(parameters=given.parameters[:1], masks=masks)
     divergence = attention_q.divergence(one, offsets[:1], log_std)
     assert 0 < divergence <= 1.5 * KL_BOUND
@@ -168,7 +168,7 @@ def test_advantages_of_a_gaussian_by_hand():
 def test_tilt_of_a_gaussian_by_hand():
     attention_q, log_std = head_of([[0.3, 0.4], [0.03, 0.04]], DiagonalGaussian()), th.tensor([0.0, 2.0]).log1p()
     given = ActionParameters(th.zeros(2, 2))
-    offsets = attention_q.tilt(th.eye(2), given, log_std)
+    offsets = attention_q.tilt(th.eye(2), given, log_std, in_rollout=True)
     # Variances 0.25 and 0.0025: beta = sqrt(0.02 / 0.25), and 1 at most
     betas = [0.08**0.5, 1.0]
     th.testing.assert_close(offsets[0], betas[0] * th.tensor([0.3, 0.4 * 3]))
@@ -193,7 +193,7 @@ def test_advantages_and_tilt_of_categories_by_hand():
         assert advantage.item() == pytest.approx(value - sum(means), rel=1e-5)
     variance = (1 / 4 + 4 * 3 / 4 - means[0] ** 2) + ((9 + 25) / 2 - means[1] ** 2)
     beta = (0.02 / variance) ** 0.5
-    offsets = attention_q.tilt(latent, given, None)
+    offsets = attention_q.tilt(latent, given, None, in_rollout=True)
     th.testing.assert_close(offsets, beta * th.tensor([[1.0, 2.0, 3.0, 100.0, 5.0]]))
     p, q = np.array([0.25, 0.75]), np.array([0.5, 0.5])
     kl = 0.0
@@ -329,7 +329,7 @@ def test_what_was_tilted_in_a_rollout_is_logged_once():
     attention_q = head_of([[0.3, 0.4], [0.03, 0.04]], DiagonalGaussian())
     given = ActionParameters(th.zeros(1, 2))
     for latent in th.eye(2):
-        attention_q.tilt(latent[None], given, th.zeros(2))
+        attention_q.tilt(latent[None], given, th.zeros(2), in_rollout=True)
     logged = attention_q.update_gate(np.zeros((4, 1)), np.zeros((4, 1)))
     assert logged["beta"] == pytest.approx((0.08**0.5 + 1) / 2)
     assert logged["kl"] == pytest.approx((0.01 + 0.00125) / 2)
@@ -351,6 +351,20 @@ def test_shut_gate_changes_nothing(actor):
     with th.no_grad():
         output = policy.start_acting(buffer)(th.zeros(2, 3), np.zeros(2, dtype=bool), None)
     assert output.logit_offsets is None
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+def test_what_is_logged_of_a_rollout_is_the_rollouts_alone(actor):
+    """A model may predict for as long as it likes, within a callback too, and nothing is kept of it."""
+    policy = opened(make_policy(3, attention_q=True, **ACTORS[actor]))
+    buffer, outputs = tilted_rollout(policy, n_rollouts=1)
+    assert len(policy.attention_q._tilted) == len(outputs) == 13
+    obs = np.zeros((2, 3), dtype=np.float32)
+    policy.predict(obs, None, np.ones(2, dtype=bool))
+    with th.no_grad():
+        policy.evaluate_actions(th.as_tensor(obs), th.zeros(2))
+    assert len(policy.attention_q._tilted) == 13
+    assert buffer.logit_offsets.shape == (13, 2, 3)
 
 
 @pytest.mark.parametrize(
