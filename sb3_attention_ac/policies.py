@@ -361,8 +361,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :return: actions, values [N, 1] and log probabilities of the actions [N]
         """
         given, values = self._single_steps(obs, self.checked_masks(action_masks, obs))
-        actions = self.distribution.sample(given, self.log_std_or_none, deterministic)
-        log_prob, _ = self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
+        actions, log_prob = self.distribution.sample(given, self.log_std_or_none, deterministic)
         return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
 
     def evaluate_actions(
@@ -461,15 +460,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
                 given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
             else:
                 given, offsets = self._decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts)
-            actions = self._sample(given, deterministic)
-            log_prob, _ = self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
+            actions, log_prob = self._sample(given, deterministic)
             if cache is not None:
                 cache.previous_action.copy_(actions)
             return ActorOutput(actions.reshape((-1, *(self.action_space.shape or ()))), log_prob, offsets)
 
         return act
 
-    def _sample(self, given: ActionParameters, deterministic: bool) -> th.Tensor:
+    def _sample(self, given: ActionParameters, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
         """:raises ValueError: If there is NaN or infinity: the actions would look valid, a memory would keep it"""
         if not math.isfinite(given.parameters.detach().sum()):
             raise ValueError(
@@ -490,7 +488,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             given = self._single_steps(observation, masks)[0]
         else:
             given = self.action_parameters(self.mlp_actor_latent(observation), None, masks)
-        return self._sample(given, deterministic).reshape((-1, *(self.action_space.shape or ())))
+        return self._sample(given, deterministic)[0].reshape((-1, *(self.action_space.shape or ())))
 
     @th.no_grad()
     def predict(
@@ -526,7 +524,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             cache = stepped.from_state(state, n)
             output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
             given, _ = self._decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
-            actions = self._sample(given, deterministic)
+            actions, _ = self._sample(given, deterministic)
             cache.previous_action.copy_(actions)
             state = cache.to_numpy()
         else:
