@@ -1,5 +1,5 @@
 """
-Write the tables of docs/results from the last returns of single runs (benchmarks/*/last_returns.csv, ladder.csv).
+Write the tables of docs/results and docs/zoo.md from the last returns of single runs (benchmarks/*/*.csv).
 
     python benchmarks/last_returns.py
 
@@ -24,7 +24,8 @@ import numpy.typing as npt
 import pandas as pd
 
 BENCHMARKS = Path(__file__).parent
-RESULTS = BENCHMARKS.parent / "docs" / "results"
+DOCS = BENCHMARKS.parent / "docs"
+PAGES = [*sorted((DOCS / "results").glob("*.md")), DOCS / "zoo.md"]
 TABLE = re.compile(r"(<!-- table: (\S+) suite=(\S+) rows=(task|variant) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 HIGHLIGHTS = re.compile(r"(<!-- highlights -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
@@ -147,7 +148,7 @@ def with_tables(page: str) -> str:
 
 def main() -> None:
     """Rewrite the pages."""
-    for path in sorted(RESULTS.glob("*.md")):
+    for path in PAGES:
         path.write_text(with_tables(path.read_text()))
 
 
