@@ -90,9 +90,9 @@ def cells(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
     return texts
 
 
-def markdown(header: list[str], rows: list[list[str]], n_texts: int = 1) -> str:
-    """:return: A table whose first columns are text, the others numbers"""
-    rule = ["---" if i < n_texts else "---:" for i in range(len(header))]
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """:return: A table whose first column is text, the others are numbers"""
+    rule = ["---", *("---:" for _ in header[1:])]
     return "".join("| " + " | ".join(row) + " |\n" for row in [header, rule, *rows])
 
 
@@ -124,8 +124,8 @@ def highlights() -> str:
         texts = cells(runs)
         best = str(runs[runs["variant"] != "aac"].groupby("variant")["last_return"].mean().idxmax())
         steps, task = f"{runs['steps'].iloc[0]:,}", str(wanted.task)
-        body.append([task, str(wanted.question), steps, texts[task, "aac"], f"{texts[task, best]} ({LABELS[best]})"])
-    return markdown(["task", "what is asked", "steps", "AAC", "best of the others"], body, n_texts=2)
+        body.append([f"{task}: {wanted.question}", texts[task, "aac"], f"{texts[task, best]} ({LABELS[best]})", steps])
+    return markdown(["task", "AAC", "best of the others", "steps"], body)
 
 
 def with_tables(page: str) -> str:

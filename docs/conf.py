@@ -41,6 +41,8 @@ intersphinx_mapping: dict[str, tuple[str, None]] = {
 
 html_theme = "furo"
 html_title = f"sb3_attention_ac {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 
 def link_to_repository(app: Sphinx, docname: str, content: list[str]) -> None:
