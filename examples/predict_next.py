@@ -1,6 +1,6 @@
 """
 What the critic expects of the next step, beside what then happened, over one episode: a picture. Trains for a short time on
-Pendulum-v1 with the live prediction, unless a saved model is given.
+Pendulum-v1 with the next-step prediction, unless a saved model is given.
 
     python examples/predict_next.py
     python examples/predict_next.py --model my_model --env CartPole-v1
@@ -16,8 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac import AAC
-from sb3_attention_ac.inspection import collect_trajectory
-from sb3_attention_ac.live import predict_next
+from sb3_attention_ac.inspection import collect_trajectory, predict_next
 
 
 def table(rewards: th.Tensor, features: th.Tensor) -> np.ndarray:
@@ -46,7 +45,7 @@ def plot_predictions(expected: np.ndarray, real: np.ndarray, names: list[str]) -
 def main() -> None:
     """Load or train a model and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="A saved model, trained with aux_loss='live'; without one, a model is trained")
+    parser.add_argument("--model", help="A saved model, trained with aux_loss='next_step'; without one, a model is trained")
     parser.add_argument("--stats", help="The model's vecnormalize.pkl, if it was trained with VecNormalize")
     parser.add_argument("--env", default="Pendulum-v1", help="Environment ID")
     parser.add_argument("--steps", type=int, default=20_000, help="Number of training steps")
@@ -56,7 +55,7 @@ def main() -> None:
 
     if args.model is None:
         envs = make_vec_env(args.env, n_envs=4, seed=0)
-        model = AAC("MlpPolicy", envs, n_steps=256, learning_rate=1e-3, gamma=0.9, aux_loss="live", aux_coef=1.0, seed=0)
+        model = AAC("MlpPolicy", envs, n_steps=256, learning_rate=1e-3, gamma=0.9, aux_loss="next_step", aux_coef=1.0, seed=0)
         model.learn(args.steps)
     else:
         model = AAC.load(args.model)
@@ -67,8 +66,8 @@ def main() -> None:
     windows = collect_trajectory(model, env, args.length + 1)
     # The action taken at a step, and what it led to, are written in the step after it
     actions, rewards = windows.previous_actions[:, 1:], windows.previous_rewards[:, 1:]
-    features = model.policy.window_latents(windows, 1).features[:, 1:].detach()
-    so_far = windows._replace(**{name: part[:, :-1] for name, part in windows._asdict().items()})
+    features = model.policy.encode_windows(windows, 1).features[:, 1:].detach()
+    so_far = windows.first(windows.episode_ids.shape[1] - 1)
     expected = predict_next(model.policy, so_far, actions)
     names = ["reward", *(f"observation {i}" for i in range(features.shape[-1]))]
     figure = plot_predictions(table(expected.rewards, expected.features), table(rewards, features), names[:8])

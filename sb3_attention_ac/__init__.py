@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sb3_attention_ac.attention_ac import AAC, AttentionActorCritic
+from sb3_attention_ac.aac import AAC, AttentionActorCritic
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.policies import (
     AttentionActorCriticCnnPolicy,

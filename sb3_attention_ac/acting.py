@@ -1,55 +1,63 @@
-"""Acting with memory: observations in, actions out, one step of every environment at a time."""
+"""Acting: observations in, actions out, one step of every environment at a time."""
 
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_attention_ac.attention_q import Tilt
-from sb3_attention_ac.memory import TrajectoryMemory, TrajectoryStepper
-from sb3_attention_ac.trajectory import TrajectoryWindows
-from sb3_attention_ac.trunk import TrunkOutput
+from sb3_attention_ac.networks.history_network import HistoryEncoder
+from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache
+from sb3_attention_ac.type_aliases import EncoderOutput, Obs, TrajectoryWindows
 
-if TYPE_CHECKING:
-    from sb3_attention_ac.policies import AttentionActorCriticPolicy
-
-
-STATELESS_CALLS = 20
-KNOWN_PACKAGES = {"torch", "stable_baselines3", "sb3_attention_ac"}  # their modules keep nothing between calls
+CALLS_BEFORE_WARNING = 20
+RECIPE = (
+    "    state, episode_start = None, np.ones(vec_env.num_envs, dtype=bool)\n"
+    "    while True:\n"
+    "        action, state = model.predict(obs, state, episode_start)\n"
+    "        obs, rewards, episode_start, infos = vec_env.step(action)"
+)
 
 
-class StatelessCalls:
-    """Notices the classic silent mistake: predicting step after step without passing the memory on."""
+class StateUse:
+    """Notices two silent mistakes in ``predict`` loops: the state is not passed on, or nobody says where episodes start."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.without_state = self.without_start = 0
 
     def note(self, state: Any, episode_start: np.ndarray | None) -> None:
         """
-        Warn, once, when so many calls in a row came without a state. Calls that say a new episode starts do not count.
+        Warn, once each, after so many such calls in a row. Calls that say a new episode starts do not count.
 
         :param state: What ``predict`` was given
         :param episode_start: Likewise
         """
-        if episode_start is not None and np.all(episode_start):
-            return
-        if state is not None:
-            self.count = 0 if self.count < STATELESS_CALLS else self.count  # once warned, silent
-        elif self.count < STATELESS_CALLS:
-            self.count += 1
-            if self.count == STATELESS_CALLS:
-                warnings.warn(
-                    f"predict() was called {STATELESS_CALLS} times in a row with state=None on a memory actor: "
-                    "it starts without a past each time. Pass the state on, and say where episodes start:\n"
-                    "    state, episode_start = None, np.ones(vec_env.num_envs, dtype=bool)\n"
-                    "    while True:\n"
-                    "        action, state = model.predict(obs, state, episode_start)\n"
-                    "        obs, rewards, episode_start, infos = vec_env.step(action)",
-                    stacklevel=4,
-                )
+        if state is None:
+            self.without_start = _restarted(self.without_start)
+            if episode_start is not None and np.all(episode_start):
+                return
+            self.without_state += 1
+        else:
+            self.without_state = _restarted(self.without_state)
+            self.without_start = self.without_start + 1 if episode_start is None else _restarted(self.without_start)
+        if state is None and self.without_state == CALLS_BEFORE_WARNING:
+            warnings.warn(
+                f"predict() was called {CALLS_BEFORE_WARNING} times in a row with state=None on a policy with memory: "
+                f"it starts without a past each time. Pass the state on, and say where episodes start:\n{RECIPE}",
+                stacklevel=4,
+            )
+        if state is not None and self.without_start == CALLS_BEFORE_WARNING:
+            warnings.warn(
+                f"predict() was called {CALLS_BEFORE_WARNING} times in a row with a state but without episode_start: if an "
+                "environment was reset meanwhile, its memory of the episode before goes on. Say where episodes start:\n"
+                f"{RECIPE}",
+                stacklevel=4,
+            )
+
+
+def _restarted(count: int) -> int:
+    """A count starts again, unless it has led to a warning already"""
+    return 0 if count < CALLS_BEFORE_WARNING else count
 
 
 def checked_episode_starts(state: Any, given: Any, n_envs: int) -> np.ndarray:
@@ -69,96 +77,74 @@ def checked_episode_starts(state: Any, given: Any, n_envs: int) -> np.ndarray:
             f"episode_start has {np.size(given)} value(s), but there are {n_envs} observation(s): pass whether each is the "
             "first of its episode, which is what step() of a VecEnv returned as dones."
         )
-    return np.reshape(given, n_envs)
-
-
-class Decision(NamedTuple):
-    """
-    :param actions: As sampled, [N, *action_shape]
-    :param tilt: How Q_att has changed their distributions, None for not
-    :param latents: What a memory actor made of the step, [N, ...]; None for an MLP actor
-    """
-
-    actions: th.Tensor
-    tilt: Tilt | None = None
-    latents: TrunkOutput | None = None
+    return np.reshape(np.asarray(given, dtype=bool), n_envs)
 
 
 class MemoryActor:
     """
-    The actor of a policy that remembers, stepped. It holds no memory itself: memories go in and out.
+    An actor that remembers, stepped. It holds no memory itself: KV caches go in and out.
 
-    :param policy: A policy with ``memory_actor=True``, or with ``attention_q=True``
-    :param chunk_length: Steps between two rebuilds of the memory, None for the policy's
+    :param encoder: The way from raw steps to latents
+    :param n_context: Context steps before a chunk
+    :param chunk_length: Steps between two rebuilds of a cache: the chunk length of training, so that a step sees the same past
+    :param features_dim: Width of the features of an observation
+    :param action_dim: Number of action dimensions in the buffer
     """
 
-    def __init__(self, policy: "AttentionActorCriticPolicy", chunk_length: int | None = None):
-        self.policy = policy
-        trunk, mlp, self.extractor = policy.acting_trunk()
-        self.stepper = TrajectoryStepper(trunk, mlp, policy.n_context, chunk_length or policy.chunk_length)
-        # In inference mode operations take less time, but a module that keeps what it computes cannot learn from it after:
-        # for modules of others it is not used
-        packages = {type(module).__module__.partition(".")[0] for module in policy.modules()}
-        self._mode: Any = th.inference_mode if packages <= KNOWN_PACKAGES else th.no_grad
+    def __init__(self, encoder: HistoryEncoder, n_context: int, chunk_length: int, features_dim: int, action_dim: int):
+        self.encoder = encoder
+        self.incremental = IncrementalEncoder(encoder.network, encoder.mlp, n_context, chunk_length)
+        self.features_dim, self.action_dim = features_dim, action_dim
 
-    def empty(self, n_envs: int) -> TrajectoryMemory:
+    def empty(self, n_envs: int) -> KVCache:
         """
         :param n_envs: Number of environments
-        :return: A memory without a past
+        :return: A cache without a past
         """
-        policy = self.policy
-        action_dim = get_action_dim(policy.action_space)
-        return self.stepper.empty(n_envs, policy.features_dim, policy.action_event_dim, action_dim, policy.device)
+        return self.incremental.empty(n_envs, self.features_dim, self.encoder.events.dim, self.action_dim)
 
     @th.no_grad()
-    def remember(self, windows: TrajectoryWindows) -> TrajectoryMemory:
+    def prefill(self, windows: TrajectoryWindows) -> KVCache:
         """
         :param windows: The last n_context steps of each environment, and after them the one to come, which is not read
-        :return: A memory of their last episode
+        :return: A cache of their last episode
         """
-        memory, n = self.empty(len(windows.episode_ids)), self.stepper.n_context
-        memory.features[:, :n] = self.policy.window_features(windows, self.extractor)[:, :n]
-        memory.events[:, :n] = self.policy.encode_events(windows.previous_actions, windows.episode_starts)[:, :n]
-        memory.previous_action.copy_(windows.previous_actions[:, -1])
+        cache, n = self.empty(len(windows.episode_ids)), self.incremental.n_context
+        cache.previous_action.copy_(windows.previous_actions[:, -1])
+        cache.age.copy_(windows.ages[:, -1])
         current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_context]
-        memory.start.copy_(n - current.sum(dim=1))
-        self.stepper.recall(memory, slice(None))
-        return memory
+        cache.start.copy_(n - current.sum(dim=1))
+        if current.any():
+            context = windows.first(n)
+            cache.features[:, :n] = self.encoder.features(context)
+            cache.events[:, :n] = self.encoder.events(
+                context.previous_actions, context.previous_rewards, context.ages, context.episode_starts
+            )
+            self.incremental.prefill(cache, slice(None))
+        return cache
 
-    def act(
-        self, obs: PyTorchObs, memory: TrajectoryMemory, episode_starts: np.ndarray, deterministic: bool = False
-    ) -> Decision:
+    def step(self, obs: Obs, cache: KVCache, episode_starts: np.ndarray) -> EncoderOutput:
         """
         :param obs: Observations, [N, *obs_shape]
-        :param memory: The memory so far, updated in place
+        :param cache: The steps so far, updated in place
         :param episode_starts: Whether each observation is the first of its episode, [N]
-        :param deterministic: Whether to sample or use deterministic actions
-        :return: Actions, and how Q_att has tilted their distributions
+        :return: What the network makes of them, [N, ...]
         """
-        with self._mode():
-            return self._act(obs, memory, episode_starts, deterministic)
+        features = self.encoder.extract(obs)
+        starts = None
+        if episode_starts.any():
+            starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=features.device)
+            cache.age.masked_fill_(starts, 0.0)
+        events = self.encoder.events(cache.previous_action, None, cache.age, starts)
+        output = self.incremental.step(cache, features, events, starts)
+        cache.age.add_(1.0)
+        return output
 
-    def _act(self, obs: PyTorchObs, memory: TrajectoryMemory, episode_starts: np.ndarray, deterministic: bool) -> Decision:
-        policy = self.policy
-        features = policy.features(obs, self.extractor)
-        is_start = np.asarray(episode_starts, dtype=bool)
-        starts = th.as_tensor(is_start, device=features.device) if is_start.any() else None
-        events = policy.encode_events(memory.previous_action, starts)
-        stepped = self.stepper.step(memory, features, events, starts)
-        if policy.memory_actor:
-            latent_pi, latent_sde = stepped.latents, stepped.mlp_latents
-        else:
-            latent_pi, latent_sde = policy.mlp_actor_latent(obs), None
-        tilt = policy.tilt(stepped.latents, latent_pi)
-        actions = policy.sample_actions(latent_pi, deterministic, None if tilt is None else tilt.offsets, latent_sde)
-        memory.previous_action.copy_(actions.reshape(memory.previous_action.shape))
-        return Decision(actions, tilt, stepped if policy.memory_actor else None)
-
-    def from_state(self, state: Any, n_envs: int) -> TrajectoryMemory:
+    def from_state(self, state: Any, n_envs: int) -> KVCache:
         """
         :param state: What ``predict`` returned, or None to start without a past
         :param n_envs: Number of observations it goes with
-        :return: A memory to step with; the state itself is never written to
+        :return: A cache to step with; the state itself is never written to
         :raises ValueError: If the state is not one of this policy for as many environments
         """
         empty = self.empty(n_envs)
@@ -172,4 +158,4 @@ class MemoryActor:
                 f"environment(s) expects arrays of shapes {expected}: pass the state that predict() returned for the same "
                 "environments, or None to start anew."
             )
-        return TrajectoryMemory.from_numpy(state, self.policy.device)
+        return empty.filled_from(state)

@@ -1,13 +1,7 @@
 """
-The trajectory rollout buffer: memories go in step by step, transitions and windows of trajectories come out.
+The trajectory rollout buffer: transitions go in step by step, shuffled transitions and windows of trajectories come out.
 
-Layout: the step axis holds the last ``n_context + 1`` steps of the rollout before, then the ``buffer_size`` steps of this one:
-
-    row:   0        1 ... n_context      n_context + 1 ... n_context + buffer_size
-           |        `---context---'      `------------- this rollout -------------'
-           only to know what happened before row 1
-
-Nothing hidden is stored, so nothing goes stale: values and log probabilities are recomputed from raw steps.
+Nothing hidden is stored, so nothing goes stale: what a window needs is recomputed from raw steps.
 """
 
 import math
@@ -18,22 +12,12 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_attention_ac.samples import NO_EPISODE, RolloutTensors, TransitionSamples, WindowSamples
-from sb3_attention_ac.trajectory import TrajectoryWindows, map_obs, split_batch
-
-
-def _stored_dtype(space: spaces.Space[Any]) -> Any:
-    """
-    :param space: Of observations or actions
-    :return: What to store them as. Integers of a Box as floats, but for images: VecNormalize makes fractions of them and
-        leaves the space as it is, and so does a Gaussian policy.
-    """
-    is_integer = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
-    return np.float32 if is_integer and not is_image_space(space) else space.dtype
+from sb3_attention_ac.gae import generalized_advantages
+from sb3_attention_ac.step_storage import RolloutTensors, StepStorage
+from sb3_attention_ac.type_aliases import TrajectoryWindows, TransitionSamples, WindowSamples, map_obs, split_batch
 
 
 class TrajectoryRolloutBuffer(RolloutBuffer):
@@ -50,9 +34,10 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     :param n_context: How many steps before a chunk of steps are handed out as its context, at least 0
     :param chunk_length: How many consecutive steps of a rollout are handed out together at most, at least 1. Chunks are made
         as equal as can be: the steps of a much shorter one would weigh more, as its minibatches are smaller.
+    :param held_noise: Whether actions are sampled with noise that is held for some steps (gSDE), see :meth:`start_noise`
     """
 
-    added: np.ndarray
+    mlp_values: np.ndarray
     episode_ids: np.ndarray
     terminal_observations: dict[tuple[int, int], Any]
     terminal_values: np.ndarray
@@ -68,6 +53,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         n_envs: int = 1,
         n_context: int = 32,
         chunk_length: int = 32,
+        held_noise: bool = False,
     ):
         if n_context < 0 or chunk_length < 1:
             raise ValueError(
@@ -76,55 +62,41 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             )
         self.n_history = n_context + 1
         self.n_context = n_context
-        self.chunk_length = math.ceil(buffer_size / math.ceil(buffer_size / chunk_length))
-        self._storage: dict[str, Any] = {}
+        self.chunk_length = equal_chunks(buffer_size, chunk_length)
+        self.held_noise = held_noise
+        self._storage: StepStorage | None = None
         self._tensors: RolloutTensors | None = None
-        self._targets: dict[str, th.Tensor] = {}
+        self._targets: dict[str, th.Tensor | None] = {}
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     # --- filling --------------------------------------------------------------------------------------------------------
 
-    def _zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return np.zeros((self.n_history + self.buffer_size, self.n_envs, *shape), dtype=dtype)
-
-    def _allocate(self) -> None:
-        if isinstance(self.observation_space, spaces.Dict):
-            shapes: Any = self.obs_shape  # a dict of shapes: get_obs_shape() of a Dict space
-            observations: Any = {
-                key: self._zeros(shapes[key], _stored_dtype(space)) for key, space in self.observation_space.spaces.items()
-            }
-        else:
-            observations = self._zeros(self.obs_shape, _stored_dtype(self.observation_space))
-        self._storage = {
-            "observations": observations,
-            "actions": self._zeros((self.action_dim,), _stored_dtype(self.action_space)),
-            "rewards": self._zeros((), np.float32),
-            "episode_starts": self._zeros((), np.float32),
-            "episode_ids": self._zeros((), np.int64) + NO_EPISODE,
-        }
+    @property
+    def storage(self) -> StepStorage:
+        """The raw steps"""
+        assert self._storage is not None, "reset() was not called yet"
+        return self._storage
 
     def reset(self) -> None:
         """Start a new rollout; the last steps of the one before stay as context."""
-        n_stored = self.pos
-        if not self._storage:
-            self._allocate()
-        elif n_stored > 0:
-            self._storage = {name: map_obs(lambda old: self._carry(old, n_stored), old) for name, old in self._storage.items()}
-        for name, stored in self._storage.items():  # public views of this rollout's rows
-            setattr(self, name, map_obs(lambda array: array[self.n_history :], stored))
+        if self._storage is None:
+            spaces_ = self.observation_space, self.action_space
+            self._storage = StepStorage(self.n_history, self.buffer_size, self.n_envs, *spaces_, self.held_noise)
+        elif self.pos > 0:
+            self._storage.start_rollout(self.pos)
+        vars(self).update(self._storage.rollout())  # public views: observations, actions, rewards, episode_starts, ...
         shape = (self.buffer_size, self.n_envs)
-        for name in ("values", "log_probs", "advantages", "returns", "added"):
+        for name in ("values", "mlp_values", "log_probs", "advantages", "returns"):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
-        self.offsets = np.zeros((*shape, 0), dtype=np.float32)
+        self.logit_offsets: np.ndarray | None = None
+        self.action_masks: np.ndarray | None = None
         self.terminal_observations, self.terminal_values = {}, np.zeros(0, dtype=np.float32)
         self._tensors, self._targets = None, {}
         self.pos, self.full = 0, False
 
-    def _carry(self, old: np.ndarray, n_stored: int) -> np.ndarray:
-        """A fresh array that starts with the last steps of the old one: tensors of the old rollout may still be in use."""
-        new = np.zeros_like(old)
-        new[: self.n_history] = old[n_stored : n_stored + self.n_history]
-        return new
+    def start_noise(self) -> None:
+        """Say that the actions of the steps to come are sampled with a new noise (gSDE)."""
+        self.storage.noise_id += 1
 
     def add(
         self,
@@ -134,40 +106,39 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         episode_start: np.ndarray,
         value: th.Tensor | None = None,
         log_prob: th.Tensor | None = None,
+        action_masks: th.Tensor | None = None,
+        logit_offsets: th.Tensor | None = None,
     ) -> None:
         """
-        Store one memory per environment.
+        Store one step of every environment.
 
         :param obs: Observation s_t, an array or a dictionary of arrays
         :param action: Action a_t
         :param reward: Reward r_t, as the environment gave it
         :param episode_start: Whether s_t is the first step of its episode
-        :param value: Not needed: the values of the whole rollout are set at its end (:meth:`set_estimates`)
-        :param log_prob: Not needed, likewise
+        :param value: Not needed: the values of the whole rollout are set at its end (:meth:`set_values`)
+        :param log_prob: log pi(a_t | h_t) of the policy that acted, [n_envs]
+        :param action_masks: True where an action was allowed, [n_envs, mask_dim]
+        :param logit_offsets: What Q_att added to logits or means, [n_envs, n_parameters]
         """
-        row = self.n_history + self.pos
-        storage = self._storage
-        if isinstance(obs, dict):
-            for key, array in storage["observations"].items():
-                array[row] = np.reshape(obs[key], array.shape[1:])
-        else:
-            storage["observations"][row] = np.reshape(obs, storage["observations"].shape[1:])
-        storage["actions"][row] = action.reshape((self.n_envs, self.action_dim))
-        storage["rewards"][row] = reward
-        storage["episode_starts"][row] = episode_start
-        # Every episode of an environment gets the next number
-        storage["episode_ids"][row] = self._episode_id_before(row) + (np.asarray(episode_start) > 0)
+        self.storage.add(self.pos, obs, action, reward, episode_start)
         if value is not None:
             self.values[self.pos] = value.detach().cpu().numpy().flatten()
         if log_prob is not None:
             self.log_probs[self.pos] = log_prob.detach().cpu().numpy().flatten()
+        if action_masks is not None:
+            self._store_optional("action_masks", action_masks)
+        if logit_offsets is not None:
+            self._store_optional("logit_offsets", logit_offsets)
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def _episode_id_before(self, row: int) -> np.ndarray:
-        """:return: What a step in this row is numbered if its episode goes on, [n_envs]; a new number after no episode"""
-        ids: np.ndarray = np.maximum(self._storage["episode_ids"][row - 1], 0)
-        return ids
+    def _store_optional(self, name: str, tensor: th.Tensor) -> None:
+        """One step of what not every rollout has; zeros (nothing) for the steps before"""
+        array = tensor.detach().cpu().numpy()
+        if getattr(self, name) is None:
+            setattr(self, name, np.zeros((self.buffer_size, *array.shape), dtype=array.dtype))
+        getattr(self, name)[self.pos] = array
 
     def add_terminal_observation(self, env: int, obs: Any) -> None:
         """
@@ -179,22 +150,13 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         self.terminal_observations[self.pos - 1, env] = map_obs(np.array, obs)  # a copy: environments may use it again
 
-    def set_offsets(self, offsets: np.ndarray) -> None:
-        """
-        :param offsets: What was added to the parameters of the action distributions, [buffer_size, n_envs, n_parameters]
-        """
-        self.offsets = offsets
-
-    def set_estimates(self, values: np.ndarray, log_probs: np.ndarray, added: np.ndarray | None = None) -> None:
+    def set_values(self, values: np.ndarray, mlp_values: np.ndarray | None = None) -> None:
         """
         :param values: V(h_t) before any update, [buffer_size, n_envs]
-        :param log_probs: log pi(a_t | s_t) before any update, [buffer_size, n_envs]
-        :param added: The part of the values that attention adds to an MLP critic which learns from transitions,
-            [buffer_size, n_envs]; None for nothing
+        :param mlp_values: The part of them that learns from transitions, V_mlp(s_t), [buffer_size, n_envs]; None for all
         """
         self.values[:] = values
-        self.added[:] = 0.0 if added is None else added
-        self.log_probs[:] = log_probs
+        self.mlp_values[:] = values if mlp_values is None else mlp_values
 
     def compute_returns_and_advantage(
         self, last_values: th.Tensor, dones: np.ndarray, terminal_values: np.ndarray | None = None
@@ -210,42 +172,47 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         if terminal_values is not None:
             self.terminal_values = terminal_values
-        rewards = self.rewards
-        if len(self.terminal_values) > 0:
-            steps, envs = np.array(list(self.terminal_observations)).T
-            self.rewards = rewards.copy()
-            self.rewards[steps, envs] += self.gamma * self.terminal_values
-        super().compute_returns_and_advantage(last_values, dones)
-        # Rewards stay as the environment gave them: the encoder reads them
-        self.rewards = rewards
+        last = last_values.detach().cpu().numpy().flatten()
+        self.advantages = self.advantages_under(self.values, last, dones, self.terminal_values)
+        self.returns = self.advantages + self.values
         self._targets = {}
+
+    def advantages_under(
+        self, values: np.ndarray, last_values: np.ndarray, dones: np.ndarray, terminal_values: np.ndarray
+    ) -> np.ndarray:
+        """
+        :param values: Of the rollout's steps, [buffer_size, n_envs]
+        :param last_values: Of the observations after the last step, [n_envs]
+        :param dones: Whether the last step ended an episode, [n_envs]
+        :param terminal_values: Of :attr:`terminal_observations`, in their order
+        :return: Advantages under these values, [buffer_size, n_envs]
+        """
+        rewards = self.rewards
+        if len(terminal_values) > 0:
+            steps, envs = np.array(list(self.terminal_observations)).T
+            rewards = rewards.copy()  # rewards stay as the environment gave them: the encoder reads them
+            rewards[steps, envs] += self.gamma * terminal_values
+        return generalized_advantages(rewards, values, last_values, self.episode_starts, dones, self.gamma, self.gae_lambda)
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
     def tensors(self) -> RolloutTensors:
         """:return: The rollout on the device; transferred once"""
         if self._tensors is None:
-            self._tensors = self._to_tensors()
+            self._tensors = self.storage.tensors(self.device)
         return self._tensors
-
-    def _to_tensors(self, n_rows: int | None = None) -> RolloutTensors:
-        """The first rows of the storage (all of them if None), on the device"""
-        storage = {name: map_obs(lambda array: array[:n_rows], stored) for name, stored in self._storage.items()}
-        return RolloutTensors(
-            map_obs(self._to_device, storage["observations"]),
-            self._to_device(storage["actions"]).float(),
-            self._to_device(storage["rewards"]),
-            self._to_device(storage["episode_starts"]) > 0,
-            self._to_device(storage["episode_ids"]),
-        )
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
         return th.as_tensor(array, device=self.device)
 
-    def _target(self, name: str) -> th.Tensor:
-        """One of the arrays set at the end of the rollout, on the device, [buffer_size, n_envs]; transferred once"""
+    def target(self, name: str) -> th.Tensor | None:
+        """
+        :param name: One of the arrays set at the end of the rollout
+        :return: That on the device, [buffer_size, n_envs, ...]; transferred once. None where there is none
+        """
         if name not in self._targets:
-            self._targets[name] = self._to_device(getattr(self, name))
+            array = getattr(self, name)
+            self._targets[name] = None if array is None else self._to_device(array)
         return self._targets[name]
 
     def chunks(self) -> list[tuple[np.ndarray, int]]:
@@ -273,11 +240,11 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
 
     def context(self) -> TrajectoryWindows:
         """:return: The last n_context steps of the rollout before, and the step to come, whose observation is not known yet"""
-        storage, row = self._storage, self.n_history
+        row = self.n_history
         envs = th.arange(self.n_envs, device=self.device).unsqueeze(1)
         rows = th.arange(1, row + 1, device=self.device).expand(self.n_envs, -1)  # [n_envs, n_context + 1]
-        storage["episode_ids"][row] = self._episode_id_before(row)
-        return self._to_tensors(row + 1).windows(rows, envs)
+        self.storage.expect(0)
+        return self.storage.tensors(self.device, row + 1).windows(rows, envs)
 
     def _grid(self, starts: np.ndarray, envs: np.ndarray, length: int) -> tuple[th.Tensor, th.Tensor]:
         """:return: The steps [N, length] and the environments [N, 1] of chunks"""
@@ -302,12 +269,17 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         def append(window: th.Tensor, new: th.Tensor) -> th.Tensor:
             return th.cat([window, new.to(window.dtype).reshape(len(window), 1, *window.shape[2:])], dim=1)
 
+        noise_ids = None
+        if context.noise_ids is not None and data.noise_ids is not None:
+            noise_ids = append(context.noise_ids, data.noise_ids[last, env])
         return TrajectoryWindows(
             map_obs(lambda window, obs: append(window, self._to_device(obs)), context.observations, observations),
             append(context.previous_actions, data.actions[last, env]),
             append(context.previous_rewards, data.rewards[last, env]),
             append(context.episode_starts, th.zeros_like(last)),
             append(context.episode_ids, data.episode_ids[last, env]),
+            append(context.ages, data.ages[last, env] + 1),
+            noise_ids,
         )
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
@@ -316,39 +288,34 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
 
         :param batch_size: Transitions in a minibatch, None for all at once
         """
-        return (samples.transitions for samples in self.get_transitions(batch_size))
+        return (RolloutBufferSamples(*samples[:6]) for samples in self.get_transitions(batch_size))  # type: ignore[arg-type]
 
     def get_transitions(self, batch_size: int | None = None) -> Generator[TransitionSamples, None, None]:
         """
-        Shuffled transitions, and what their action distributions were tilted by.
+        Shuffled transitions.
 
         :param batch_size: Transitions in a minibatch, None for all at once
         """
         assert self.full, "The rollout is not complete yet"
         n_transitions = self.buffer_size * self.n_envs
-        indices = th.as_tensor(np.random.permutation(n_transitions), device=self.device)
-        samples = TransitionSamples(self._get_samples(indices), self._target("offsets").flatten(0, 1)[indices])
+        samples = self.transition_samples(th.as_tensor(np.random.permutation(n_transitions), device=self.device))
         yield from split_batch(samples, batch_size or n_transitions)
 
-    def in_order(self, batch_size: int) -> Generator[tuple[Any, th.Tensor, np.ndarray, np.ndarray], None, None]:
+    def transition_samples(self, indices: th.Tensor) -> TransitionSamples:
         """
-        Observations and actions in the order of the rollout.
-
-        :param batch_size: Transitions at a time
-        :return: Observations, actions, their steps and their environments
+        :param indices: Which transitions, step * n_envs + environment, [N]
+        :return: These transitions
         """
-        data = self.tensors()
-        for index in np.split(np.arange(n := self.buffer_size * self.n_envs), range(batch_size, n, batch_size)):
-            steps, envs = index // self.n_envs, index % self.n_envs
-            rows, env = th.as_tensor(steps + self.n_history), th.as_tensor(envs)
-            yield map_obs(lambda obs: obs[rows, env], data.observations), data.actions[rows, env], steps, envs  # noqa: B023
+        data, rows = self.tensors(), indices + self.n_history * self.n_envs
+        targets: Any = [
+            None if (array := self.target(name)) is None else array.flatten(0, 1)[indices]
+            for name in ("mlp_values", "log_probs", "advantages", "returns", "action_masks", "logit_offsets")
+        ]
+        observations: Any = map_obs(lambda obs: obs.flatten(0, 1)[rows], data.observations)  # [R, E, ...] -> [R * E, ...]
+        return TransitionSamples(observations, data.actions.flatten(0, 1)[rows], *targets)
 
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
-        data, rows = self.tensors(), batch_inds + self.n_history * self.n_envs
-        observations: Any = map_obs(lambda obs: obs.flatten(0, 1)[rows], data.observations)  # [R, E, ...] -> [R * E, ...]
-        names = ("values", "added", "log_probs", "advantages", "returns")
-        values, added, *others = (self._target(name).flatten()[batch_inds] for name in names)
-        return RolloutBufferSamples(observations, data.actions.flatten(0, 1)[rows], values - added, *others)
+        return RolloutBufferSamples(*self.transition_samples(th.as_tensor(batch_inds))[:6])  # type: ignore[arg-type]
 
     def get_windows(self, batch_size: int | None = None) -> Generator[WindowSamples, None, None]:
         """
@@ -372,8 +339,17 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         windows, actions = self.windows(starts, envs, length)
         steps, env = self._grid(starts, envs, length)
-        return WindowSamples(
-            windows,
-            actions,
-            *(self._target(name)[steps, env] for name in ("values", "log_probs", "advantages", "returns", "offsets")),
-        )
+        targets: Any = [
+            None if (array := self.target(name)) is None else array[steps, env]
+            for name in ("values", "log_probs", "advantages", "returns", "action_masks", "logit_offsets")
+        ]
+        return WindowSamples(windows, actions, *targets)
+
+
+def equal_chunks(n_steps: int, longest: int) -> int:
+    """
+    :param n_steps: Steps of a rollout
+    :param longest: How long a chunk may be
+    :return: The length of chunks that are as equal as can be
+    """
+    return math.ceil(n_steps / math.ceil(n_steps / longest))

@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import torch as th
 from matplotlib.figure import Figure
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.type_aliases import GymEnv
-from torch import nn
 
-from sb3_attention_ac.acting import MemoryActor
-from sb3_attention_ac.attention_ac import AttentionActorCritic
+from sb3_attention_ac.aac import AttentionActorCritic
+from sb3_attention_ac.auxiliary.next_step_prediction import NextStep
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.networks.history_network import HistoryNetwork
+from sb3_attention_ac.networks.preprocessing import encode_actions
+from sb3_attention_ac.networks.transformer import Block
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
-from sb3_attention_ac.trajectory import TrajectoryWindows
-from sb3_attention_ac.trunk import AttentionTrunk
+from sb3_attention_ac.type_aliases import TrajectoryWindows
 
 
 @th.no_grad()
@@ -36,38 +38,36 @@ def collect_trajectory(
         raise ValueError(f"A trajectory is one environment's, but {env.num_envs} were given: pass a single one.")
     policy = model.policy
     policy.set_training_mode(False)
-    n_steps = n_steps or policy.n_context + policy.chunk_length
-    buffer = TrajectoryRolloutBuffer(
-        n_steps, policy.observation_space, policy.action_space, policy.device, n_context=0, chunk_length=n_steps
-    )
-    actor = MemoryActor(policy) if policy.remembers else None
-    memory = actor.empty(1) if actor is not None else None
+    n_context = policy.architecture.n_context
+    length = n_context + policy.chunk_length if n_steps is None else n_steps
+    arguments = length, policy.observation_space, policy.action_space, policy.device
+    buffer = TrajectoryRolloutBuffer(*arguments, n_context=n_context, chunk_length=length)
+    buffer.reset()
+    act = policy.start_acting(buffer, deterministic)
     obs: Any = env.reset()
     starts = np.ones(1, dtype=bool)
-    for _ in range(n_steps):
+    for _ in range(length):
+        masks = get_action_masks(env) if model.use_masking else None
         obs_tensor, _ = policy.obs_to_tensor(obs)
-        if actor is not None and memory is not None:
-            actions = actor.act(obs_tensor, memory, starts, deterministic).actions.cpu().numpy()
-        else:
-            actions = policy.sample_actions(policy.mlp_actor_latent(obs_tensor), deterministic).cpu().numpy()
-        new_obs, rewards, dones, _ = env.step(policy.actions_for_env(actions))
-        buffer.add(obs, actions, rewards, starts)
+        actions = act(obs_tensor, starts, None if masks is None else policy.checked_masks(masks, obs_tensor)).actions
+        new_obs, rewards, dones, _ = env.step(policy.actions_for_env(actions.cpu().numpy()))
+        buffer.add(obs, actions.cpu().numpy(), rewards, starts)
         obs, starts = new_obs, dones
-    windows, _ = buffer.windows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), n_steps)
-    return windows
+    windows, _ = buffer.windows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), length)
+    return windows.last(length)
 
 
-def _attending_trunk(policy: AttentionActorCriticPolicy, network: str) -> AttentionTrunk:
+def _attending_network(policy: AttentionActorCriticPolicy, network: str) -> HistoryNetwork:
     """:raises ValueError: If the network does not attend to anything"""
     if network not in ("critic", "actor"):
         raise ValueError(f"network={network!r} is unknown: allowed are 'critic' and 'actor'.")
-    if policy.n_layers == 0:
+    if policy.architecture.n_layers == 0:
         raise ValueError("This model has no attention: it was made with n_layers=0.")
     if network == "critic":
-        return policy.encoder_trunk()[0]
-    if not policy.memory_actor:
+        return policy.masked_encoder().network
+    if policy.actor_network is None:
         raise ValueError("This model's actor is an MLP: only the critic attends, unless memory_actor=True.")
-    return policy.actor_trunk
+    return policy.actor_network
 
 
 @th.no_grad()
@@ -81,19 +81,20 @@ def attention_weights(policy: AttentionActorCriticPolicy, windows: TrajectoryWin
     :return: Row t: how step t divides its attention over the steps, [n_layers, n_heads, W, W]
     :raises ValueError: If the network does not attend to anything
     """
-    encoder = _attending_trunk(policy, network).encoder
+    encoder = _attending_network(policy, network).encoder
     assert encoder is not None
     recorded: list[th.Tensor] = []
 
-    def record(block: nn.Module, inputs: tuple[Any, ...]) -> None:
-        _, queries, keys, _, mask = inputs
-        scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])  # [1, n_heads, W, W]
+    def record(block: Block, inputs: tuple[th.Tensor, ...]) -> None:
+        x, rotary, mask = inputs[:3]
+        queries, keys, _ = block.queries_keys_values(x, rotary)
+        scores = queries[:, :, -mask.shape[2] :] @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])  # [1, n_heads, W, W]
         recorded.append(scores.masked_fill(~mask, -math.inf).softmax(dim=-1)[0])
 
     policy.set_training_mode(False)
     hooks = [block.register_forward_pre_hook(record) for block in encoder.blocks]
     try:
-        policy.window_latents(windows, windows.episode_ids.shape[1])
+        policy.encode_windows(windows, windows.episode_ids.shape[1])
     finally:
         for hook in hooks:
             hook.remove()
@@ -109,9 +110,33 @@ def trajectory_values(policy: AttentionActorCriticPolicy, windows: TrajectoryWin
     :return: The critic's value of each step, [W]
     """
     policy.set_training_mode(False)
-    latents = policy.window_latents(windows, windows.episode_ids.shape[1])
-    values: np.ndarray = policy.values_and_added(latents.critic)[0][0].cpu().numpy()  # [1, W] -> [W]
+    encoded = policy.encode_windows(windows, windows.episode_ids.shape[1]).critic
+    assert encoded is not None
+    values: np.ndarray = policy.critic_output(encoded).values[0].cpu().numpy()  # [1, W] -> [W]
     return values
+
+
+@th.no_grad()
+def predict_next(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
+    """
+    The next reward and observation to be expected of candidate actions.
+
+    :param policy: A policy trained with ``aux_loss="next_step"`` (or a list with "next_step" in it)
+    :param windows: What has happened so far, e.g. from :func:`collect_trajectory`
+    :param actions: Candidate actions of the last n steps of each window, as the buffer stores them, [N, n, action_dim]
+    :return: Expected rewards [N, n] and features of the next observations [N, n, F]
+    :raises ValueError: If the policy was made without the next-step prediction
+    """
+    if policy.next_step_prediction is None:
+        raise ValueError(
+            f"This policy's aux_loss has the targets {list(policy.aux_targets)}: train with aux_loss='next_step'."
+        )
+    policy.set_training_mode(False)
+    n = actions.shape[1]
+    encoded = policy.encode_windows(windows, n)
+    assert encoded.acting.hidden is not None
+    encoded_actions = encode_actions(actions, policy.action_space)
+    return policy.next_step_prediction.predict(encoded.acting.hidden, encoded.features[:, -n:], encoded_actions)
 
 
 def plot_attention(weights: np.ndarray, episode_starts: np.ndarray | th.Tensor) -> Figure:

@@ -1,160 +1,557 @@
 """Policies: SB3's interface to networks that attend to the trajectory."""
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_attention_ac.acting import Decision, MemoryActor, StatelessCalls, checked_episode_starts
+from sb3_attention_ac.acting import MemoryActor, StateUse, checked_episode_starts
+from sb3_attention_ac.architecture import make_architecture, resolve_keys
+from sb3_attention_ac.attention_q import AttentionQ
+from sb3_attention_ac.auxiliary import build_auxiliary
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.trajectory import TrajectoryWindows
-from sb3_attention_ac.trajectory_policy import TrajectoryPolicy
-from sb3_attention_ac.trunk import AttentionTrunk
+from sb3_attention_ac.networks.distributions import (
+    as_sb3_distribution,
+    check_masks,
+    frozen_log_std,
+    make_action_distribution,
+)
+from sb3_attention_ac.networks.history_network import HistoryEncoder, frozen
+from sb3_attention_ac.type_aliases import (
+    ActionParameters,
+    ActorOutput,
+    CriticOutput,
+    EncoderOutput,
+    Obs,
+    TrajectoryWindows,
+    WindowOutput,
+)
+from sb3_attention_ac.validation import check_flags, check_keys, check_network, check_not_overridden
+
+Act = Callable[[Obs, np.ndarray, th.Tensor | None], ActorOutput]
 
 
-class AttentionActorCriticPolicy(TrajectoryPolicy):
+class AttentionActorCriticPolicy(ActorCriticPolicy):
     """
-    SB3's actor-critic policy whose critic attends to the trajectory.
+    SB3's actor-critic policy whose critic attends to the trajectory. At initialisation the critic is SB3's MLP critic: what
+    attention adds is learned, starting at zero. The actor is SB3's MLP actor; then SB3's MLP critic learns as in PPO and what
+    attention adds has to prove itself (:class:`~sb3_attention_ac.value_gate.ValueGate`). Or with ``memory_actor`` the actor
+    attends to the trajectory as well, and MLP and attention learn as one.
 
     Called with plain observations (``predict_values``, ``evaluate_actions``, ``get_distribution``, ``forward``), each row is a
     trajectory of one step.
 
-    :param args: As :class:`~sb3_attention_ac.trajectory_policy.TrajectoryPolicy`
-    :param kwargs: Likewise
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param context_length: How many steps of its episode a step sees at least, if there are that many, at least 1; at
+        most three times as many, less one (with ``memory_actor`` twice as many, less one, or 31 more)
+    :param d_model: Width of a token, a multiple of ``n_heads``
+    :param n_layers: Number of transformer blocks, 0 for no attention (PPO's critic)
+    :param n_heads: Number of attention heads
+    :param dim_feedforward: Width of the feed-forward part of a block, None for ``2 * d_model``
+    :param dropout: Dropout probability in the critic's own encoder, in [0, 1). The encoder of a memory actor goes without: the
+        policy that is trained has to be the one that acted
+    :param local_window: With ``memory_actor``, how many of the last steps (stacked frames) feed the MLPs' first layers
+        directly, 1 for the current one alone
+    :param memory_actor: Whether the actor attends to the trajectory too
+    :param share_encoder: With ``memory_actor``, one encoder for actor and critic instead of two
+    :param attention_q: Whether to tilt the action distribution by an advantage read from what attention has seen, see
+        :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, ``predict`` has none to give
+    :param age_input: Whether the encoder reads how many steps the episode has lasted
+    :param actor_keys: Which entries of Dict observations the actor reads, None for all. ``predict`` needs no others
+    :param critic_keys: Which entries the critic reads, None for all
+    :param aux_targets: What the self-supervised losses predict; None for the next step with a memory actor, else nothing
+    :param temperature: Temperature of the contrastive loss
+    :param chunk_length: How many steps follow the context in a window; None for the longest
+    :param kwargs: Those of :class:`stable_baselines3.common.policies.ActorCriticPolicy` (``net_arch``, ``activation_fn``, ...)
+    :raises ValueError: If an argument is out of range or does not go with the others
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.stateless_calls = StatelessCalls()
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        context_length: int = 32,
+        d_model: int = 64,
+        n_layers: int = 1,
+        n_heads: int = 4,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        local_window: int = 4,
+        memory_actor: bool = False,
+        share_encoder: bool = False,
+        attention_q: bool = False,
+        age_input: bool = False,
+        actor_keys: Sequence[str] | None = None,
+        critic_keys: Sequence[str] | None = None,
+        aux_targets: Sequence[str] | None = None,
+        temperature: float = 0.1,
+        chunk_length: int | None = None,
+        **kwargs: Any,
+    ):
+        check_not_overridden(type(self), AttentionActorCriticPolicy)
+        check_flags(memory_actor=memory_actor, share_encoder=share_encoder, attention_q=attention_q, age_input=age_input)
+        self.architecture = make_architecture(
+            memory_actor,
+            context_length=context_length,
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            local_window=local_window,
+            share_encoder=share_encoder,
+            attention_q=attention_q,
+            age_input=age_input,
+            use_sde=bool(kwargs.get("use_sde")),
+        )
+        check_network(self.architecture)
+        check_keys(observation_space, actor_keys=actor_keys, critic_keys=critic_keys)
+        self.memory_actor = memory_actor
+        self.actor_keys, self.critic_keys = resolve_keys(observation_space, actor_keys, critic_keys, memory_actor)
+        self._extractor_keys = [self.actor_keys, self.critic_keys]
+        self.aux_targets = tuple(self.architecture.default_targets if aux_targets is None else aux_targets)
+        self.temperature = temperature
+        self.chunk_length = chunk_length or self.architecture.longest_chunk
+        if kwargs.get("optimizer_kwargs") is None and kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
+            # SB3's epsilon; the fused step does the same arithmetic in one kernel
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
+        if self.actor_keys != self.critic_keys:
+            kwargs["share_features_extractor"] = False
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        self.state_use = StateUse()
 
-    # --- SB3's interface, on plain observations: each row a trajectory of one step -----------------------------------------
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(self.architecture.arguments())
+        names = "share_features_extractor actor_keys critic_keys aux_targets temperature chunk_length"
+        data.update({name: getattr(self, name) for name in names.split()})
+        return data
 
-    def _single_steps(self, obs: PyTorchObs) -> tuple[Distribution, th.Tensor]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AttentionActorCriticPolicy":
+        """A copy. SB3's distributions hold tensors of the last pass, which PyTorch does not copy."""
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        for name, value in vars(self.action_dist).items():
+            if isinstance(value, th.Tensor):
+                memo[id(value)] = value.detach().clone()
+            elif isinstance(value, (th.distributions.Distribution, list)) and name in ("distribution", "weights_dist"):
+                memo[id(value)] = value
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        return new
+
+    # --- construction ---------------------------------------------------------------------------------------------------
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """:return: The features extractor of the actor (or of both), at the next call that of the critic"""
+        space, keys = self.observation_space, self._extractor_keys.pop(0)
+        if isinstance(space, spaces.Dict) and keys is not None:
+            space = spaces.Dict({key: space.spaces[key] for key in keys})
+        return self.features_extractor_class(space, **self.features_extractor_kwargs)
+
+    def _build_mlp_extractor(self) -> None:
+        super()._build_mlp_extractor()
+        critic_dim = self.vf_features_extractor.features_dim
+        if critic_dim != self.features_dim:  # the critic reads other entries of Dict observations
+            actor, actor_dim = self.mlp_extractor, self.features_dim
+            self.features_dim = critic_dim
+            super()._build_mlp_extractor()
+            self.mlp_extractor.policy_net, self.features_dim = actor.policy_net, actor_dim
+            self.mlp_extractor.latent_dim_pi = actor.latent_dim_pi
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.distribution = make_action_distribution(self.action_space, self.action_dist)
+        architecture, mlps = self.architecture, self.mlp_extractor
+        features_dims = self.pi_features_extractor.features_dim, self.vf_features_extractor.features_dim
+        self.actor_network, self.critic_network, self.value_gate = architecture.build(mlps, features_dims, self.action_space)
+        acting_dim = features_dims[0] if self.memory_actor else features_dims[1]
+        self.masked_prediction, self.next_step_prediction = build_auxiliary(
+            self.aux_targets,
+            self.temperature,
+            architecture.d_model,
+            acting_dim,
+            *self._trained_by_masking(),
+            self.action_space,
+        )
+        self.attention_q = None
+        if architecture.attention_q:
+            latent_dim = mlps.latent_dim_pi if self.memory_actor else mlps.latent_dim_vf
+            n_parameters = self.action_net(th.zeros((1, mlps.latent_dim_pi))).shape[-1]
+            self.attention_q = AttentionQ(latent_dim, self.distribution, n_parameters)
+        attention = [self.critic_network, self.masked_prediction, self.next_step_prediction, self.attention_q]
+        parameters = architecture.parameter_groups(list(self.parameters()), attention)
+        self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _trained_by_masking(self) -> tuple[BaseFeaturesExtractor, nn.Module, int]:
+        """:return: Features extractor and MLP before the encoder that the critic reads, and the width of the MLP's output"""
+        mlps = self.mlp_extractor
+        if self.actor_network is not None and self.critic_network.encoder is None:
+            return self.pi_features_extractor, mlps.policy_net, mlps.latent_dim_pi
+        return self.vf_features_extractor, mlps.value_net, mlps.latent_dim_vf
+
+    def masked_encoder(self) -> HistoryEncoder:
+        """:return: The encoder that the critic reads: what the masked prediction teaches"""
+        actor, critic = self.actor_encoder, self.critic_encoder
+        return critic if actor is None or critic.network.encoder is not None else actor
+
+    def update_key_encoder(self) -> None:
+        """Let the key encoder of the masked prediction follow the critic's, after a step of the optimizer."""
+        if self.masked_prediction is not None:
+            self.masked_prediction.update_key_encoder(*self._trained_by_masking()[:2])
+
+    # --- passes over windows --------------------------------------------------------------------------------------------
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """
+        :param obs: Observations, [N, *obs_shape]
+        :param features_extractor: The features extractor to use
+        :return: Features [N, features_dim]; without a given extractor and with two of them, those of actor and critic
+        """
+        own: Any = super(ActorCriticPolicy, self).extract_features
+        if features_extractor is not None:
+            return own(self._entries(obs, features_extractor), features_extractor)
+        if self.share_features_extractor:
+            return own(obs, self.features_extractor)
+        return tuple(own(self._entries(obs, e), e) for e in (self.pi_features_extractor, self.vf_features_extractor))
+
+    def _entries(self, obs: PyTorchObs, extractor: BaseFeaturesExtractor) -> PyTorchObs:
+        """Only those entries of Dict observations that the extractor reads"""
+        if self.actor_keys == self.critic_keys or not isinstance(obs, dict):
+            return obs
+        keys = self.actor_keys if extractor is self.pi_features_extractor else self.critic_keys
+        return {key: obs[key] for key in keys or obs}
+
+    @property
+    def actor_encoder(self) -> HistoryEncoder | None:
+        """A memory actor's way from raw steps to latents; None for an MLP actor"""
+        if self.actor_network is None:
+            return None
+        events = self.architecture.events(self.action_space, reads_rewards=False)
+        extractor = self.pi_features_extractor
+        mlp = self.mlp_extractor.forward_actor
+        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.actor_network, events)
+
+    @property
+    def critic_encoder(self) -> HistoryEncoder:
+        """The critic's way from raw steps to latents"""
+        acts = self.architecture.attention_q and not self.memory_actor  # then it is stepped, without rewards
+        events = self.architecture.events(self.action_space, reads_rewards=not acts)
+        extractor = self.vf_features_extractor
+        mlp = self.mlp_extractor.forward_critic
+        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.critic_network, events)
+
+    def encode_windows(self, windows: TrajectoryWindows, n: int, skip_critic: bool = False) -> WindowOutput:
+        """
+        :param windows: N windows
+        :param n: How many of their last steps to return; the steps before them are context
+        :param skip_critic: Whether to ask a memory actor alone
+        :return: What the networks make of these steps
+        """
+        actor, critic, output = self.actor_encoder, self.critic_encoder, None
+        if skip_critic and actor is not None:
+            features = actor.features(windows)
+            return WindowOutput(actor(windows, features, n), None, features)
+        features = acting_features = critic.features(windows)
+        if actor is not None:
+            if not self.share_features_extractor:
+                acting_features = actor.features(windows)
+            output = actor(windows, acting_features, n)
+        hidden = None if output is None else output.hidden
+        return WindowOutput(output, critic(windows, features, n, hidden), acting_features)
+
+    def critic_output(self, output: EncoderOutput) -> CriticOutput:
+        """
+        :param output: Of the critic's history network, [..., latent_dim_vf]
+        :return: Values, [...]
+        """
+        if self.value_gate is None:
+            values = self.value_net(output.latent).squeeze(-1)
+            return CriticOutput(values, values, None)
+        with frozen(self.value_net):  # as the MLP, the head learns from transitions
+            mlp_values = self.value_net(output.mlp_latent).squeeze(-1)
+            residual = self.value_net(output.latent).squeeze(-1) - mlp_values
+        return CriticOutput(mlp_values + self.value_gate.gate * residual, mlp_values, residual)
+
+    def evaluate_transitions(
+        self, obs: Obs, actions: th.Tensor, masks: th.Tensor | None = None, offsets: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        The MLP actor and the MLP critic, as in SB3.
+
+        :param obs: Observations, [N, *obs_shape]
+        :param actions: As the buffer stores them, [N, action_dim]
+        :param masks: True where an action was allowed, [N, mask_dim]
+        :param offsets: What was added to logits or means, [N, n_parameters]
+        :return: V_mlp(s) [N], log probabilities of the actions [N] and entropy of the action distributions [N]
+        """
+        features = self.extract_features(obs)
+        pi_features, vf_features = (features, features) if self.share_features_extractor else features
+        values: th.Tensor = self.value_net(self.mlp_extractor.forward_critic(vf_features)).squeeze(-1)
+        given = self.action_parameters(self.mlp_extractor.forward_actor(pi_features), None, masks, offsets)
+        return values, *self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
+
+    @property
+    def log_std_or_none(self) -> th.Tensor | None:
+        """Logarithm of the standard deviations of a Box's actions; None for other spaces"""
+        return getattr(self, "log_std", None)
+
+    def action_parameters(
+        self,
+        latent_pi: th.Tensor,
+        latent_sde: th.Tensor | None = None,
+        masks: th.Tensor | None = None,
+        offsets: th.Tensor | None = None,
+    ) -> ActionParameters:
+        """
+        :param latent_pi: [N, latent_dim_pi]
+        :param latent_sde: What gSDE makes its noise of, [N, latent_dim_pi]; None for ``latent_pi``, as in SB3. A memory actor
+            gives what its MLP says alone: the noise grows with these latents, and what attention adds has no bounds
+        :param masks: True where an action is allowed, [N, mask_dim]
+        :param offsets: What to add to logits or means, [N, n_parameters]
+        :return: What the distributions of actions are made of
+        """
+        parameters: th.Tensor = self.action_net(latent_pi)
+        if offsets is not None:
+            parameters = parameters + offsets
+        return ActionParameters(parameters, (latent_pi if latent_sde is None else latent_sde) if self.use_sde else None, masks)
+
+    # --- SB3's interface, on plain observations: each row a trajectory of one step ----------------------------------------
+
+    def _single_steps(self, obs: PyTorchObs, masks: th.Tensor | None) -> tuple[ActionParameters, th.Tensor]:
         """The action distribution of each observation, and their values, [N, 1]"""
-        windows = TrajectoryWindows.of_single_steps(self._batched(obs), get_action_dim(self.action_space))
-        evaluated = self.window_latents(windows, 1)
-        values, added = self.values_and_added(evaluated.critic)  # [N, 1]
-        if added is not None and self.value_gate is not None:  # here SB3's critic learns, from single steps as in PPO
-            values = super().predict_values(obs) + self.value_gate.share * added
-        if evaluated.actor is None:
-            latents, latent_pi, latent_sde = evaluated.critic.latents.squeeze(1), self.mlp_actor_latent(obs), None
-        else:
-            latents = latent_pi = evaluated.actor.latents.squeeze(1)
-            latent_sde = evaluated.actor.mlp_latents.squeeze(1)
-        tilt = self.tilt(latents, latent_pi)
-        return self.action_distribution(latent_pi, None if tilt is None else tilt.offsets, latent_sde), values
+        windows = TrajectoryWindows.of_single_steps(self._with_axis(obs), get_action_dim(self.action_space))
+        encoded = self.encode_windows(windows, 1)
+        assert encoded.critic is not None
+        critic = self.critic_output(encoded.critic)
+        values = critic.values  # [N, 1]
+        if (
+            critic.residual is not None and self.value_gate is not None
+        ):  # here SB3's critic learns, from single steps as in PPO
+            features = self.extract_features(obs, self.vf_features_extractor)
+            values = self.value_net(self.mlp_extractor.forward_critic(features)) + self.value_gate.gate * critic.residual
+        return self._decide(obs, _squeezed(encoded.acting), masks, self.tilts)[0], values
 
-    def _batched(self, obs: PyTorchObs) -> PyTorchObs:
+    def _with_axis(self, obs: PyTorchObs) -> Obs:
         """Scalars of a Discrete space as [N, 1], as the buffer stores them"""
-        if isinstance(self.observation_space, spaces.Discrete) and isinstance(obs, th.Tensor):
-            return obs.reshape(-1, 1)
-        if isinstance(self.observation_space, spaces.Dict) and isinstance(obs, dict):
-            discrete = {k for k, space in self.observation_space.spaces.items() if isinstance(space, spaces.Discrete)}
-            return {key: value.reshape(-1, 1) if key in discrete else value for key, value in obs.items()}
-        return obs
+        if isinstance(obs, dict):
+            parts = getattr(self.observation_space, "spaces", {})
+            return {k: v.reshape(-1, 1) if isinstance(parts[k], spaces.Discrete) else v for k, v in obs.items()}
+        return obs.reshape(-1, 1) if isinstance(self.observation_space, spaces.Discrete) else obs
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, action_masks: Any = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param obs: Observations
         :param deterministic: Whether to sample or use deterministic actions
+        :param action_masks: True where an action is allowed, [N, mask_dim]
         :return: actions, values [N, 1] and log probabilities of the actions [N]
         """
-        distribution, values = self._single_steps(obs)
-        actions = distribution.get_actions(deterministic=deterministic)
-        log_prob = distribution.log_prob(actions)
+        given, values = self._single_steps(obs, self.checked_masks(action_masks, obs))
+        actions = self.distribution.sample(given, self.log_std_or_none, deterministic)
+        log_prob, _ = self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
         return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
 
-    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, action_masks: Any = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         :param obs: Observations
         :param actions: Actions
+        :param action_masks: True where an action is allowed, [N, mask_dim]
         :return: values [N, 1], log probabilities of the actions [N] and entropy of the action distributions [N]
         """
-        distribution, values = self._single_steps(obs)
-        return values, distribution.log_prob(actions), distribution.entropy()
+        given, values = self._single_steps(obs, self.checked_masks(action_masks, obs))
+        actions = actions.reshape(len(values), -1)
+        return values, *self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
 
-    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+    def get_distribution(self, obs: PyTorchObs, action_masks: Any = None) -> Distribution:
         """
         :param obs: Observations
-        :return: The action distribution of each
+        :param action_masks: True where an action is allowed, [N, mask_dim]
+        :return: The action distribution of each; contrib's maskable one with masks
         """
+        masks = self.checked_masks(action_masks, obs)
         if self.remembers:
-            return self._single_steps(obs)[0]
-        return self.action_distribution(self.mlp_actor_latent(obs))
+            given = self._single_steps(obs, masks)[0]
+        else:
+            given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
+        return as_sb3_distribution(given, self.log_std_or_none, self.action_dist, self.action_space)
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: Observations
         :return: Their values, [N, 1]
         """
-        return self._single_steps(obs)[1]
+        return self._single_steps(obs, None)[1]
+
+    def checked_masks(self, action_masks: Any, obs: PyTorchObs) -> th.Tensor | None:
+        """:raises ValueError: If they do not go with the observations"""
+        if action_masks is None:
+            return None
+        n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        return check_masks(action_masks, self.distribution, n, self.device)
 
     # --- acting -----------------------------------------------------------------------------------------------------------
+
+    def mlp_actor_latent(self, obs: PyTorchObs) -> th.Tensor:
+        """:return: SB3's actor latent of each observation, [N, latent_dim_pi]"""
+        return self.mlp_extractor.forward_actor(self.extract_features(obs, self.pi_features_extractor))
+
+    @property
+    def tilts(self) -> bool:
+        """Whether Q_att changes actions: with ``attention_q``, once it has earned it"""
+        return self.attention_q is not None and self.attention_q.is_open
 
     @property
     def remembers(self) -> bool:
         """Whether acting needs a memory"""
         return self.memory_actor or self.tilts
 
-    def acting_trunk(self) -> tuple[AttentionTrunk, nn.Sequential, BaseFeaturesExtractor]:
-        """:return: The trunk that is stepped while acting, its MLP and its features extractor"""
+    def _decide(
+        self, obs: PyTorchObs, output: EncoderOutput, masks: th.Tensor | None, tilts: bool
+    ) -> tuple[ActionParameters, th.Tensor | None]:
+        """The action distributions of a step, and what Q_att added to them, from what the network that acts makes of it"""
         if self.memory_actor:
-            return self.actor_trunk, self.mlp_extractor.policy_net, self.pi_features_extractor
-        return self.critic_trunk, self.mlp_extractor.value_net, self.vf_features_extractor
+            given = self.action_parameters(output.latent, output.mlp_latent, masks)
+        else:
+            given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
+        offsets = None
+        if self.attention_q is not None and tilts:
+            offsets = self.attention_q.tilt(output.latent, given, frozen_log_std(self))
+            given = given._replace(parameters=given.parameters + offsets)
+        return given, offsets
 
-    def start_acting(self, buffer: TrajectoryRolloutBuffer) -> Callable[[PyTorchObs, np.ndarray], Decision]:
+    def _stepped(self) -> MemoryActor:
+        """The network that is stepped while acting: a memory actor's, or beside an MLP actor with Q_att the critic's"""
+        encoder, extractor = self.actor_encoder, self.pi_features_extractor
+        if encoder is None:
+            encoder, extractor = self.critic_encoder, self.vf_features_extractor
+        n_context, action_dim = self.architecture.n_context, get_action_dim(self.action_space)
+        return MemoryActor(encoder, n_context, self.chunk_length, extractor.features_dim, action_dim)
+
+    def start_acting(self, buffer: TrajectoryRolloutBuffer, deterministic: bool = False) -> Act:
         """
-        Start a rollout. The critic's values are not asked for while it runs.
+        Start a rollout.
 
         :param buffer: Where the rollout goes; its context is what is remembered of the rollout before
-        :return: A function from observations [N, *obs_shape] and episode starts [N] to sampled actions
+        :param deterministic: Whether to sample or use deterministic actions
+        :return: A function from observations [N, *obs_shape], episode starts [N] and action masks [N, mask_dim] to actions
         """
-        if not self.remembers:
-            latent_pi = self.mlp_actor_steps()
-            return lambda obs, episode_starts: Decision(self.sample_actions(latent_pi(obs)))
-        actor = MemoryActor(self, buffer.chunk_length)
-        memory = actor.remember(buffer.context())
-        return lambda obs, episode_starts: actor.act(obs, memory, episode_starts)
+        stepped = self._stepped() if self.remembers else None
+        cache = None if stepped is None else stepped.prefill(buffer.context())
+        tilts = self.tilts  # for the whole rollout, whatever a callback loads meanwhile
 
+        def act(obs: Obs, episode_starts: np.ndarray, masks: th.Tensor | None) -> ActorOutput:
+            offsets = None
+            if stepped is None or cache is None:
+                given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
+            else:
+                given, offsets = self._decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts)
+            actions = self._sample(given, deterministic)
+            log_prob, _ = self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
+            if cache is not None:
+                cache.previous_action.copy_(actions)
+            return ActorOutput(actions.reshape((-1, *(self.action_space.shape or ()))), log_prob, offsets)
+
+        return act
+
+    def _sample(self, given: ActionParameters, deterministic: bool) -> th.Tensor:
+        """:raises ValueError: If there is NaN or infinity: the actions would look valid, a memory would keep it"""
+        if not math.isfinite(given.parameters.detach().sum()):
+            raise ValueError(
+                "The actor's output is not finite: check the observations for NaN or infinity (VecCheckNan of "
+                "Stable-Baselines3 tells where they come from)."
+            )
+        return self.distribution.sample(given, self.log_std_or_none, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False, action_masks: Any = None) -> th.Tensor:
+        """
+        :param observation: Observations
+        :param deterministic: Whether to sample or use deterministic actions
+        :param action_masks: True where an action is allowed, [N, mask_dim]
+        :return: Actions without a past, [N, *action_shape]
+        """
+        masks = self.checked_masks(action_masks, observation)
+        if self.remembers:
+            given = self._single_steps(observation, masks)[0]
+        else:
+            given = self.action_parameters(self.mlp_actor_latent(observation), None, masks)
+        return self._sample(given, deterministic).reshape((-1, *(self.action_space.shape or ())))
+
+    @th.no_grad()
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: Any = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Get actions from observations, and for a memory actor the memory to pass to the next call.
+        Get actions from observations, and for a memory actor the state to pass to the next call.
 
         :param observation: One observation, or one per environment
         :param state: What the last call returned; None to start without a past
         :param episode_start: Whether each observation is the first of its episode; None for no
         :param deterministic: Whether or not to return deterministic actions
-        :return: the actions and the next state (None for an MLP actor)
+        :param action_masks: True where an action is allowed, [N, mask_dim] or any shape with as many entries
+        :return: the actions and the next state (an MLP actor: what was given)
+        :raises ValueError: If state, episode starts or masks do not go with the observations
         """
-        if not self.remembers:
-            return super().predict(observation, state, episode_start, deterministic)
-        self.set_training_mode(False)
+        if self.training:
+            self.set_training_mode(False)
         if isinstance(observation, tuple):  # as in SB3
             raise ValueError(
                 "predict() was given a tuple instead of an array or a dictionary of arrays: reset() and step() of a Gym "
                 "environment return one, with the observation first (obs, info = env.reset()); those of a VecEnv do not."
             )
-        self.stateless_calls.note(state, episode_start)
         obs, vectorized_env = self.obs_to_tensor(observation)
-        n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        actor = MemoryActor(self)
-        memory = actor.from_state(state, n_envs)
-        actions = actor.act(obs, memory, checked_episode_starts(state, episode_start, n_envs), deterministic).actions
-        env_actions = self.actions_for_env(actions.cpu().numpy())
-        return env_actions if vectorized_env else env_actions.squeeze(axis=0), memory.to_numpy()
+        if self.remembers:
+            self.state_use.note(state, episode_start)
+            stepped, n = self._stepped(), len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+            cache = stepped.from_state(state, n)
+            output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
+            given, _ = self._decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
+            actions = self._sample(given, deterministic)
+            cache.previous_action.copy_(actions)
+            state = cache.to_numpy()
+        else:
+            actions = self._predict(obs, deterministic, action_masks)
+        env_actions = self.actions_for_env(actions.cpu().numpy().reshape((-1, *(self.action_space.shape or ()))))
+        return env_actions if vectorized_env else env_actions.squeeze(axis=0), state
+
+    def actions_for_env(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: As sampled from the distribution, [N, *action_shape]
+        :return: As the environment takes them: unscaled (gSDE with ``squash_output``) or clipped to the bounds of a Box, from
+            the start of a Discrete space on
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            start = getattr(self.action_space, "start", 0)
+            return actions + start if np.any(start) else actions
+        if self.squash_output:
+            return self.unscale_action(actions)
+        clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
+        return clipped
+
+
+def _squeezed(output: EncoderOutput) -> EncoderOutput:
+    """[N, 1, ...] -> [N, ...]"""
+    return EncoderOutput._make(None if x is None else x.squeeze(1) for x in output)
 
 
 class AttentionActorCriticCnnPolicy(AttentionActorCriticPolicy):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-from sb3_attention_ac.attention_ac import AttentionActorCritic
+from sb3_attention_ac.aac import AttentionActorCritic
 
 if TYPE_CHECKING:
     import optuna

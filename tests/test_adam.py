@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch as th
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
 from sb3_attention_ac.adam import QuickSteps
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 SHAPES = ((3, 4), (4,), (), (2, 2, 2))
 

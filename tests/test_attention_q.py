@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
+from sb3_attention_ac.estimates import estimate_rollout
 from stable_baselines3.common.evaluation import evaluate_policy
 from test_run import ACTION_SPACES as RUN_SPACES
 from test_run import SMALL, TINY, random_env
@@ -11,7 +12,6 @@ from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, next_obs
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.attention_q import BLOCK, KL_BOUND, OPEN_ABOVE, AttentionQ
-from sb3_attention_ac.estimates import estimate_rollout
 
 ACTORS = {"MLP actor": {}, "memory actor": {"memory_actor": True}, "shared": {"memory_actor": True, "share_encoder": True}}
 

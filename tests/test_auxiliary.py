@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch as th
+from sb3_attention_ac.checks import resolve_aux_loss
+from sb3_attention_ac.history import RecentTrajectories, trajectory_recency
 from stable_baselines3.common.env_util import make_vec_env
 from test_run import SMALL, TINY, random_env
 from trajectories import fill, make_buffer, make_policy
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.auxiliary import AuxiliaryBatch, _last_visible, sample_mask
-from sb3_attention_ac.checks import resolve_aux_loss
-from sb3_attention_ac.history import RecentTrajectories, trajectory_recency
 
 ALL = ("return", "observation", "action", "reward", "contrastive")
 

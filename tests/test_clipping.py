@@ -2,7 +2,6 @@
 
 import pytest
 import torch as th
-
 from sb3_attention_ac.clipping import clip_gradients
 
 

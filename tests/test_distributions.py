@@ -3,9 +3,9 @@
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_attention_ac.distributions import gaussian_log_prob_and_entropy
 from trajectories import make_policy
 
-from sb3_attention_ac.distributions import gaussian_log_prob_and_entropy
 from sb3_attention_ac.trajectory import encode_actions
 
 N = 20_000

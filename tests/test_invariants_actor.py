@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, settings
-from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, next_observations, rollouts
-
-from sb3_attention_ac import AAC, trajectory_policy
-from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.memory import TrajectoryStepper
 from sb3_attention_ac.trajectory_policy import SHORTEST_CHUNK
 from sb3_attention_ac.trunk import TrunkOutput
+from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, next_observations, rollouts
+
+from sb3_attention_ac import AAC, trajectory_policy
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 
 AS_SHIPPED = SHORTEST_CHUNK  # conftest.py changes it
 

@@ -5,13 +5,13 @@ import pytest
 import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sb3_attention_ac.estimates import estimate_rollout
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from trajectories import OBSERVATION_SPACE, fill, make_buffer, make_policy, next_observations, rollouts
 
 from sb3_attention_ac import encoder as encoder_module
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.estimates import estimate_rollout
 from sb3_attention_ac.trajectory import TrajectoryWindows, attention_mask
 
 FEW = settings(max_examples=12, deadline=None)

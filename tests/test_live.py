@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
+from sb3_attention_ac.live import predict_next
 from stable_baselines3.common.env_util import make_vec_env
 from test_invariants_critic import perturbed, random_windows
 from test_run import SMALL, TINY, random_env
@@ -11,7 +12,6 @@ from trajectories import ACTION_SPACES, make_policy
 from sb3_attention_ac import AAC
 from sb3_attention_ac.auxiliary import normalized
 from sb3_attention_ac.inspection import collect_trajectory
-from sb3_attention_ac.live import predict_next
 from sb3_attention_ac.trajectory import TrajectoryWindows, encode_actions
 
 

@@ -5,15 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch as th
+from sb3_attention_ac.encoder import Block, TrajectoryEncoder
+from sb3_attention_ac.stand_in import as_function, stand_in
 from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from sb3_attention_ac import AAC
-from sb3_attention_ac.encoder import Block, TrajectoryEncoder
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
-from sb3_attention_ac.stand_in import as_function, stand_in
 
 
 class Doubled(nn.Linear):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
-from sb3_attention_ac.auxiliary import AuxiliaryBatch
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.samples import RolloutTensors
+from sb3_attention_ac.step_storage import RolloutTensors
+from sb3_attention_ac.type_aliases import AuxiliaryBatch
 
 
 class PastRollout(NamedTuple):

@@ -5,14 +5,15 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from numbers import Integral, Number, Real
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.save_util import load_from_zip_file
 
+from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 
 PREDICTION_TARGETS = ("return", "observation", "action", "reward")
@@ -20,9 +21,10 @@ AUX_LOSSES: dict[str, tuple[str, ...]] = {
     "contrastive": ("contrastive",),
     "value": ("return",),
     "prediction": PREDICTION_TARGETS,
-    "live": ("live",),
+    "next_step": ("next_step",),
+    "live": ("next_step",),
 }
-ALL_TARGETS = (*PREDICTION_TARGETS, "contrastive", "live")
+ALL_TARGETS = (*PREDICTION_TARGETS, "contrastive", "next_step")
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 
@@ -52,77 +54,119 @@ def check_flags(**given: Any) -> None:
             raise ValueError(f"{name}={value!r} was given, but it must be True or False.")
 
 
-def check_network(
-    context_length: int,
-    d_model: int,
-    n_layers: int,
-    n_heads: int,
-    dim_feedforward: int | None,
-    dropout: float,
-    local_window: int,
-    memory_actor: bool,
-) -> None:
+def check_network(architecture: Architecture) -> None:
     """
     Check the network's shape, see :class:`~sb3_attention_ac.policies.AttentionActorCriticPolicy`.
 
-    :raises ValueError: If it cannot be built
+    :raises ValueError: If it cannot be built, or an option has no effect
     """
-    at_least = {"context_length": (context_length, 1), "n_layers": (n_layers, 0), "n_heads": (n_heads, 1)}
-    at_least |= {"d_model": (d_model, 1), "local_window": (local_window, 1)}
-    if dim_feedforward is not None:
-        at_least["dim_feedforward"] = (dim_feedforward, 1)
+    given = architecture
+    at_least = {"context_length": (given.context_length, 1), "n_layers": (given.n_layers, 0), "n_heads": (given.n_heads, 1)}
+    at_least |= {"d_model": (given.d_model, 1), "local_window": (given.local_window, 1)}
+    if given.dim_feedforward is not None:
+        at_least["dim_feedforward"] = (given.dim_feedforward, 1)
     check_integers(at_least)
-    check_numbers(dropout=dropout)
-    if d_model % n_heads != 0:
-        divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
+    check_numbers(dropout=given.dropout)
+    if given.d_model % given.n_heads != 0:
+        divisors = [n for n in range(1, given.d_model + 1) if given.d_model % n == 0]
         raise ValueError(
-            f"d_model={d_model} is not divisible by n_heads={n_heads}: choose n_heads from {divisors}, or another d_model."
+            f"d_model={given.d_model} is not divisible by n_heads={given.n_heads}: choose n_heads from {divisors}, "
+            "or another d_model."
         )
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout={dropout} was given, but it must be in [0, 1).")
-    if memory_actor and n_layers == 0:
-        raise ValueError("memory_actor=True needs attention, but n_layers=0 was given: use n_layers of at least 1.")
-
-
-def check_attention_q(attention_q: bool, n_layers: int, use_sde: bool) -> None:
-    """
-    Check whether Q_att can be built, see :class:`~sb3_attention_ac.attention_q.AttentionQ`.
-
-    :raises ValueError: If not
-    """
-    if attention_q and n_layers == 0:
-        raise ValueError("attention_q=True needs attention, but n_layers=0 was given: use n_layers of at least 1.")
-    if attention_q and use_sde:
+    if not 0.0 <= given.dropout < 1.0:
+        raise ValueError(f"dropout={given.dropout} was given, but it must be in [0, 1).")
+    if given.dropout > 0 and given.memory_actor and given.share_encoder:
+        raise ValueError(
+            f"dropout={given.dropout} was given with share_encoder=True, but a memory actor's encoder has no dropout (the "
+            "policy that learns has to be the one that acted): use dropout=0, or share_encoder=False (a critic with dropout)."
+        )
+    for name, active in (("memory_actor", given.memory_actor), ("attention_q", given.attention_q)):
+        if active and given.n_layers == 0:
+            raise ValueError(f"{name}=True needs attention, but n_layers=0 was given: use n_layers of at least 1.")
+    if given.attention_q and given.use_sde:
         raise ValueError("attention_q=True was given with use_sde=True, which it cannot tilt: use one of them.")
 
 
-def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...]:
+def check_keys(space: spaces.Space[Any], **given: Sequence[str] | None) -> None:
+    """
+    :param space: The observation space
+    :param given: ``actor_keys`` and ``critic_keys``
+    :raises ValueError: If the space has no such entries
+    """
+    for name, keys in given.items():
+        if keys is None:
+            continue
+        if not isinstance(space, spaces.Dict):
+            raise ValueError(f"{name}={keys!r} was given, but it is for Dict observations; the observation space is {space}.")
+        if isinstance(keys, str) or not isinstance(keys, Collection) or len(keys) == 0:
+            raise ValueError(f"{name}={keys!r} was given, but it must be a list of entries of {sorted(space.spaces)}.")
+        for key in keys:
+            if key not in space.spaces:
+                offer = closest_names(str(key), space.spaces)
+                raise ValueError(f"{name} has {key!r}, which the observation space does not know; {offer}.")
+
+
+# What PPO calls and this algorithm does not, and what to use instead
+NOT_CALLED = {
+    "forward": "extract_features(), or the networks themselves",
+    "evaluate_actions": "extract_features(), or the networks themselves",
+    "predict_values": "value_net, mlp_extractor.forward_critic(), or extract_features()",
+    "get_distribution": "action_net, mlp_extractor.forward_actor(), or extract_features()",
+    "_get_action_dist_from_latent": "action_net",
+}
+
+
+def check_not_overridden(policy_class: type[Any], base: type[Any]) -> None:
+    """
+    :param policy_class: A subclass of the policy
+    :param base: The policy
+    :raises TypeError: If it overrides a method that is not called while training: nothing would come of it
+    """
+    for name, instead in NOT_CALLED.items():
+        if getattr(policy_class, name) is not getattr(base, name):
+            raise TypeError(
+                f"{policy_class.__name__} overrides {name}(), which is not called while training: values and log "
+                f"probabilities of whole windows are computed at once. Override {instead} instead."
+            )
+
+
+def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """
     :param aux_loss: None, a name of ``AUX_LOSSES``, or a list of targets
-    :return: What is predicted
+    :return: What is predicted; None for "auto", which the policy resolves
     :raises ValueError: If a name is unknown
     """
     allowed = f"allowed are 'auto', None, {', '.join(map(repr, AUX_LOSSES))}, or a list of {list(ALL_TARGETS)}"
     if aux_loss is None:
         return ()
+    if isinstance(aux_loss, str) and aux_loss == "auto":
+        return None
     if isinstance(aux_loss, str) and aux_loss in AUX_LOSSES:
         return AUX_LOSSES[aux_loss]
     if isinstance(aux_loss, str) or not isinstance(aux_loss, Collection):
         raise ValueError(f"aux_loss={aux_loss!r} is unknown: {allowed}.")
+    aux_loss = ["next_step" if target == "live" else target for target in aux_loss]
     unknown = [target for target in aux_loss if target not in ALL_TARGETS]
     if unknown or len(aux_loss) == 0:
         raise ValueError(f"aux_loss={list(aux_loss)!r} has {'unknown targets' if unknown else 'no targets'}: {allowed}.")
     return tuple(dict.fromkeys(aux_loss))
 
 
-def check_auxiliary(targets: tuple[str, ...], aux_coef: float, mask_ratio: float, temperature: float, n_layers: int) -> None:
+def check_auxiliary(
+    targets: tuple[str, ...],
+    aux_coef: float | None,
+    mask_ratio: float,
+    temperature: float,
+    n_trajectories: int,
+    n_layers: int,
+) -> None:
     """
-    Check the auxiliary loss, see :class:`~sb3_attention_ac.attention_ac.AttentionActorCritic`.
+    Check the self-supervised loss, see :class:`~sb3_attention_ac.aac.AttentionActorCritic`.
 
     :raises ValueError: If a value is out of range
     """
-    check_numbers(aux_coef=aux_coef, mask_ratio=mask_ratio, temperature=temperature)
-    if not aux_coef >= 0:
+    check_numbers(aux_coef=0.0 if aux_coef is None else aux_coef, mask_ratio=mask_ratio, temperature=temperature)
+    if aux_coef is not None and not aux_coef >= 0:
         raise ValueError(f"aux_coef={aux_coef} was given, but it must be at least 0.")
     if not 0.0 < mask_ratio < 1.0:
         raise ValueError(f"mask_ratio={mask_ratio} was given, but it must be between 0 and 1, both excluded.")
@@ -130,6 +174,20 @@ def check_auxiliary(targets: tuple[str, ...], aux_coef: float, mask_ratio: float
         raise ValueError(f"temperature={temperature} was given, but it must be greater than 0.")
     if targets and n_layers == 0:
         raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
+    masked = set(targets) - {"next_step"}
+    no_effect = {
+        "aux_coef": (aux_coef, aux_coef is None or bool(targets), "an aux_loss"),
+        "mask_ratio": (mask_ratio, mask_ratio == 0.25 or bool(masked), "a masked prediction"),
+        "temperature": (temperature, temperature == 0.1 or "contrastive" in targets, "the target 'contrastive'"),
+        "n_trajectories": (n_trajectories, n_trajectories == 0 or bool(masked), "a masked prediction"),
+    }
+    for name, (value, is_fine, needs) in no_effect.items():
+        if not is_fine:
+            warnings.warn(
+                f"{name}={value} has no effect: it needs {needs}, but aux_loss has the targets {list(targets)}. Leave it out, "
+                "or choose another aux_loss.",
+                stacklevel=4,
+            )
 
 
 def check_spaces(policy: Any, observation_space: spaces.Space[Any], has_extractor: bool) -> None:
@@ -148,6 +206,7 @@ def check_spaces(policy: Any, observation_space: spaces.Space[Any], has_extracto
                 "MultiBinary and Dict: wrap the environment to return a Dict or a flat array "
                 "(gymnasium.wrappers.FlattenObservation)."
             )
+        check_shape(space, "observation")
     if has_extractor:
         return
     is_dict = isinstance(observation_space, spaces.Dict)
@@ -158,6 +217,29 @@ def check_spaces(policy: Any, observation_space: spaces.Space[Any], has_extracto
         raise ValueError(f"{policy!r} is not for Dict observations, but {kind}: use 'MultiInputPolicy'.")
     if policy == "CnnPolicy" and not is_image_space(observation_space, normalized_image=True, check_channels=False):
         raise ValueError(f"'CnnPolicy' is for image observations, but {kind}: use 'MlpPolicy'.")
+
+
+def check_shape(space: spaces.Space[Any], kind: str) -> None:
+    """
+    :param space: Of observations or actions
+    :param kind: "observation" or "action"
+    :raises ValueError: If it has a shape that SB3 does not know
+    """
+    wrapper = "FlattenObservation" if kind == "observation" else "TransformAction"
+    wrap = f"wrap the environment to flatten it (gymnasium.wrappers.{wrapper})"
+    name = type(space).__name__
+    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)) and len(space.shape) > 1:
+        raise ValueError(
+            f"The {kind} space is {space}, with {len(space.shape)} dimensions; {name} spaces must have one: {wrap}."
+        )
+    if isinstance(space, spaces.Box) and space.shape == ():
+        raise ValueError(f"The {kind} space is {space}, a single number without an axis; it must have the shape (1,): {wrap}.")
+    starts = np.any(getattr(space, "start", 0))
+    if kind == "observation" and starts:
+        raise ValueError(
+            f"The observation space {space} does not start at 0, which its one-hot encoding needs: {wrap}, or subtract "
+            "the start."
+        )
 
 
 def check_policy_arguments(policy: Any, policy_kwargs: Any) -> None:
@@ -231,6 +313,24 @@ def explain_unexpected_argument(
     if name not in known:
         offer = closest_names(name, known.keys() - others.keys() - {"aux_targets"})
         raise ValueError(f"policy_kwargs has {name!r}, which {policy_class.__name__} does not know; {offer}.") from error
+
+
+def check_constructor_names(given: Mapping[str, Any], constructor: Any, policy_class: type[Any]) -> None:
+    """
+    :param given: Keyword arguments of the algorithm's constructor
+    :param constructor: The constructor
+    :param policy_class: The policy, whose arguments do not belong there
+    :raises TypeError: If it does not know one of them
+    """
+    known = inspect.signature(constructor).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return  # a subclass that passes them on
+    for name, value in given.items():
+        if name in known:
+            continue
+        if name in default_arguments(policy_class):
+            raise TypeError(f"{name} is an argument of the policy: pass it as policy_kwargs=dict({name}={value!r}).")
+        raise TypeError(f"The algorithm does not know the argument {name!r}; {closest_names(name, known)}.")
 
 
 def check_memory_options(policy_kwargs: Mapping[str, Any], policy_class: type[Any]) -> None:
@@ -332,55 +432,3 @@ def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_leng
             f"(n_steps={n_steps} and n_envs={n_envs}): the last minibatch of each epoch will be smaller.",
             stacklevel=4,
         )
-
-
-# What a policy is made of at first alone: parameters from a file replace it
-FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
-
-
-def stored_network(path: Any) -> dict[str, Any] | None:
-    """
-    :param path: A saved model: a path, or an open file, which is left where it was
-    :return: The arguments that shape its network: ``policy_kwargs``, and ``aux_loss``, which adds heads. None if they cannot
-        be read here, as those of classes that are not installed.
-    """
-    position = path.tell() if hasattr(path, "tell") else None
-    data, _, _ = load_from_zip_file(path, device="cpu")
-    if position is not None:
-        path.seek(position)
-    if data is None or "policy_kwargs" not in data:
-        return None
-    return {**data["policy_kwargs"], "aux_loss": data.get("aux_loss")}
-
-
-def _comparable(value: Any) -> Any:
-    """
-    As a file keeps it: no tuples, and a class is the same by its name, whichever process or module it was defined in. Of other
-    objects (arrays, functions) only the kind is compared: they need not be equal to what they are read back as.
-    """
-    if isinstance(value, (list, tuple)):
-        return [_comparable(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _comparable(item) for key, item in value.items()}
-    if value is None or isinstance(value, (str, Number)):
-        return value
-    return (value if isinstance(value, type) else type(value)).__qualname__
-
-
-def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], policy_class: type[Any]) -> None:
-    """
-    :param stored: Network arguments in a file; None if they are not known, then nothing is checked
-    :param given: Network arguments here
-    :param policy_class: The policy, whose defaults those are that are not set
-    :raises ValueError: If they make different networks; the message says which differ
-    """
-    if stored is None:
-        return
-    defaults, differences = default_arguments(policy_class), []
-    for name in sorted({*stored, *given} - set(FIRST_VALUES)):
-        old, new = (arguments.get(name, defaults.get(name)) for arguments in (stored, given))
-        meanings = [resolve_aux_loss(value) if name == "aux_loss" else _comparable(value) for value in (old, new)]
-        if meanings[0] != meanings[1]:
-            differences.append(f"{name}: {old!r} in the file, {new!r} here")
-    if differences:
-        raise ValueError(f"The network arguments differ: {'; '.join(differences)}. Use those of the file.")

@@ -1,10 +1,15 @@
-"""Steps of Adam for small networks: the same arithmetic, with less to do around it."""
+"""Adam and gradient clipping for small networks: the same arithmetic, with less to do around it."""
 
+from collections.abc import Iterable
 from itertools import compress
 from typing import Any, NamedTuple
 
 import torch as th
 from torch.optim import optimizer as torch_optimizer
+
+# Not public: where a version of PyTorch lacks them, its own steps are taken
+FUSED_ADAM = getattr(th, "_fused_adam_", None)
+FOREACH_MUL = getattr(th, "_foreach_mul_", None)
 
 
 class _Collected(NamedTuple):
@@ -27,7 +32,7 @@ class _Collected(NamedTuple):
     steps: th.Tensor
 
 
-class QuickSteps:
+class QuickAdam:
     """
     The steps that an optimizer takes in one update. For PyTorch's fused Adam, to the last bit, but what ``step()`` collects
     anew each time is collected once: with the 41 parameters of a memory actor a step takes a third of the time. All else is
@@ -54,13 +59,13 @@ class QuickSteps:
     def step(self) -> None:
         """As the optimizer's ``step()``"""
         prepared = self._prepare() if self._is_plain else None
-        if prepared is None:
+        if prepared is None or FUSED_ADAM is None:
             self.optimizer.step()
             return
         with th.no_grad():
             for group, collected, gradients in prepared:
                 collected.counts.add_(collected.steps)
-                th._fused_adam_(
+                FUSED_ADAM(
                     collected.parameters,
                     gradients,
                     collected.averages,
@@ -116,8 +121,33 @@ class QuickSteps:
 
 def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     """:return: Whether nothing but PyTorch's Adam happens in a step"""
-    hooks = [vars(optimizer).get(f"_optimizer_step_{when}_hooks") for when in ("pre", "post")]
-    hooks += [vars(torch_optimizer).get(f"_global_optimizer_{when}_hooks") for when in ("pre", "post")]
+    if type(optimizer) is not th.optim.Adam or FUSED_ADAM is None:
+        return False
+    hooks = [vars(optimizer).get(f"_optimizer_step_{when}_hooks", "unknown") for when in ("pre", "post")]
+    hooks += [vars(torch_optimizer).get(f"_global_optimizer_{when}_hooks", "unknown") for when in ("pre", "post")]
     # A step of the instance's own is a learning rate scheduler's; scales are a GradScaler's
     others = [vars(optimizer).get(name) is not None for name in ("step", "zero_grad", "grad_scale", "found_inf")]
-    return type(optimizer) is th.optim.Adam and not any(hooks) and not any(others)
+    return not any(hooks) and not any(others)
+
+
+def clip_gradients(parameters: Iterable[th.Tensor], max_norm: float) -> th.Tensor:
+    """
+    Scale gradients so that the norm of all of them together is at most ``max_norm``, in place. Does what
+    ``th.nn.utils.clip_grad_norm_`` does; one norm of the gradients side by side takes less than half the time of one for each.
+
+    :param parameters: Parameters; those without a gradient are left out
+    :param max_norm: The largest norm allowed
+    :return: The norm before, a scalar; where it is not finite the gradients are of no use
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return th.zeros(())
+    norm: th.Tensor = th.cat([gradient.flatten() for gradient in gradients]).norm()
+    if norm > max_norm:
+        scale = max_norm / (norm + 1e-6)  # a tensor: a number would be made one for each gradient
+        if FOREACH_MUL is not None:
+            FOREACH_MUL(gradients, scale)
+        else:
+            for gradient in gradients:
+                gradient.mul_(scale)
+    return norm

@@ -1,0 +1,49 @@
+"""Targets of any scale, normalized by their mean and standard deviation."""
+
+import torch as th
+from torch import nn
+
+MOMENTUM = 0.1
+RELATIVE_EPS = 1e-6  # of the mean: less than this is rounding, not variation
+EPS = 1e-20
+
+
+class TargetNormalizer(nn.Module):
+    """
+    Normalizes by the statistics of a batch, and keeps running ones for :meth:`denormalize` and for single targets. As
+    ``BatchNorm1d`` without an affine part, but its epsilon goes with the targets' scale.
+
+    :param width: Width of a target, D
+    """
+
+    running_mean: th.Tensor
+    running_var: th.Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("running_mean", th.zeros(width))
+        self.register_buffer("running_var", th.ones(width))
+
+    def forward(self, target: th.Tensor) -> th.Tensor:
+        """
+        :param target: [N, W, D]
+        :return: Same shape, about zero mean and unit variance
+        """
+        flat = target.flatten(0, 1)  # [N * W, D]
+        # Where a target is not finite training stops at the losses; running statistics stay as good as the parameters
+        flat = th.where(th.isfinite(flat), flat, self.running_mean)
+        mean, var = self.running_mean, self.running_var
+        if self.training and len(flat) > 1:  # one target alone has no variance
+            var, mean = th.var_mean(flat, dim=0, correction=0)
+            unbiased = var * len(flat) / (len(flat) - 1)
+            self.running_mean.lerp_(mean, MOMENTUM)
+            self.running_var.lerp_(unbiased, MOMENTUM)
+        return ((flat - mean) / _std(mean, var)).reshape(target.shape)
+
+    def denormalize(self, x: th.Tensor) -> th.Tensor:
+        """:return: The inverse of :meth:`forward` by the running statistics, same shape"""
+        return x * _std(self.running_mean, self.running_var) + self.running_mean
+
+
+def _std(mean: th.Tensor, var: th.Tensor) -> th.Tensor:
+    return (var + (RELATIVE_EPS * mean).square() + EPS).sqrt()

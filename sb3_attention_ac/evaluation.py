@@ -1,0 +1,48 @@
+"""What a policy says of the steps of a minibatch of windows."""
+
+import torch as th
+
+from sb3_attention_ac.networks.distributions import frozen_log_std
+from sb3_attention_ac.policies import AttentionActorCriticPolicy
+from sb3_attention_ac.type_aliases import Obs, WindowOutput, WindowSamples, map_obs
+
+
+def evaluate_actions(
+    policy: AttentionActorCriticPolicy, encoded: WindowOutput, batch: WindowSamples
+) -> tuple[th.Tensor, th.Tensor | None]:
+    """
+    :param policy: A policy with a memory actor
+    :param encoded: What its networks made of the last n steps of N windows
+    :param batch: These windows
+    :return: log probabilities of the actions taken and entropy of their distributions, [N, n] each
+    """
+    assert encoded.actor is not None
+    steps = encoded.actor.latent, encoded.actor.mlp_latent, batch.action_masks, batch.logit_offsets
+    latent_pi, latent_sde, masks, offsets = (None if x is None else x.flatten(0, 1) for x in steps)  # [N, n, .] -> [N * n, .]
+    assert latent_pi is not None
+    given = policy.action_parameters(latent_pi, latent_sde, masks, offsets)
+    actions = batch.actions.flatten(0, 1)
+    log_prob, entropy = policy.distribution.log_prob_and_entropy(given, policy.log_std_or_none, actions)
+    shape = batch.actions.shape[:2]
+    return log_prob.reshape(shape), None if entropy is None else entropy.reshape(shape)
+
+
+def evaluate_action_advantages(policy: AttentionActorCriticPolicy, encoded: WindowOutput, batch: WindowSamples) -> th.Tensor:
+    """
+    :param policy: A policy with ``attention_q``
+    :param encoded: What its networks made of the last n steps of N windows
+    :param batch: These windows
+    :return: A_att of the actions taken (Q_att), [N, n]
+    """
+    assert policy.attention_q is not None
+    n = batch.actions.shape[1]
+    with th.no_grad():
+        if encoded.actor is not None:
+            latent_pi = encoded.actor.latent.flatten(0, 1)  # [N, n, H] -> [N * n, H]
+        else:
+            last: Obs = map_obs(lambda obs: obs[:, -n:].flatten(0, 1), batch.windows.observations)
+            latent_pi = policy.mlp_actor_latent(last)
+        masks, offsets = (None if x is None else x.flatten(0, 1) for x in (batch.action_masks, batch.logit_offsets))
+        given = policy.action_parameters(latent_pi, None, masks, offsets)
+    latent, actions = encoded.acting.latent.flatten(0, 1), batch.actions.flatten(0, 1)
+    return policy.attention_q.advantages(latent, given, actions, frozen_log_std(policy)).reshape(batch.actions.shape[:2])

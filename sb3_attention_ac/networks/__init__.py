@@ -1,0 +1,1 @@
+"""Networks: timestep encoding, the transformer over the trajectory, its KV cache, action distributions."""

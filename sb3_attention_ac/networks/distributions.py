@@ -1,0 +1,241 @@
+"""
+Action distributions as functions of logits or means: samples, log probabilities and entropies, with masks of allowed actions.
+
+The formulas are those of SB3's distributions and contrib's ``MaskableCategorical``; no distribution object is made for a step,
+which takes a tenth less of a whole run, and nothing is checked by a setting of the whole process.
+"""
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from torch import nn
+
+from sb3_attention_ac.type_aliases import ActionParameters
+
+MASKED_LOGIT = -1e8  # contrib's
+
+
+class ActionDistribution(Protocol):
+    """What a policy asks of its action distribution."""
+
+    def sample(self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False) -> th.Tensor:
+        """
+        :param given: Parameters of N distributions
+        :param log_std: Logarithm of the standard deviations (Box), else None
+        :param deterministic: Whether to return the mode
+        :return: Actions, [N, action_dim]
+        """
+        ...
+
+    def log_prob_and_entropy(
+        self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param given: Parameters of N distributions
+        :param log_std: Logarithm of the standard deviations (Box), else None
+        :param actions: As the buffer stores them, [N, action_dim]
+        :return: log probabilities of the actions [N] and entropies of the distributions [N], None without an analytical form
+        """
+        ...
+
+
+class Categoricals:
+    """
+    One or more categorical distributions: Discrete, MultiDiscrete, and MultiBinary with the logits (0, l) for each bit.
+
+    :param action_space: Discrete, MultiDiscrete or MultiBinary
+    """
+
+    def __init__(self, action_space: spaces.Space[Any]):
+        self.is_binary = isinstance(action_space, spaces.MultiBinary)
+        if isinstance(action_space, spaces.MultiDiscrete):
+            sizes = [int(n) for n in action_space.nvec]
+        elif isinstance(action_space, spaces.Discrete):
+            sizes = [int(action_space.n)]
+        else:
+            sizes = [2] * int(spaces.flatdim(action_space))
+        self.sizes, self.most = sizes, max(sizes)
+
+    @property
+    def mask_dim(self) -> int:
+        """Width of a mask: one entry for each category of each distribution, as in contrib"""
+        return sum(self.sizes)
+
+    def grouped(self, parameters: th.Tensor) -> th.Tensor:
+        """:return: One number for each parameter, [N, n_parameters], as [N, n_groups, most]; zeros where there is none"""
+        if self.is_binary:
+            parameters = F.pad(parameters.unsqueeze(-1), (1, 0)).flatten(-2)  # [N, n] -> [N, 2 n]
+        return self._grouped(parameters, 0.0)
+
+    def one_hot(self, actions: th.Tensor) -> th.Tensor:
+        """:return: Actions [N, n_groups] as [N, n_groups, most]"""
+        return (actions.unsqueeze(-1) == th.arange(self.most, device=actions.device)).float()
+
+    def _grouped(self, flat: th.Tensor, fill: float | bool) -> th.Tensor:
+        """:return: [N, sum of sizes] as [N, n_groups, most], filled up where groups have different sizes"""
+        if len(set(self.sizes)) == 1:
+            return flat.unflatten(-1, (len(self.sizes), self.most))
+        parts = [F.pad(part, (0, self.most - n), value=fill) for part, n in self._parts(flat)]
+        return th.stack(parts, dim=-2)
+
+    def _parts(self, flat: th.Tensor) -> list[tuple[th.Tensor, int]]:
+        return list(zip(flat.split(self.sizes, dim=-1), self.sizes, strict=True))
+
+    def log_probs(self, given: ActionParameters) -> th.Tensor:
+        """:return: log probability of each category, [N, n_groups, most]; of categories that are not allowed about -1e8"""
+        logits = given.parameters
+        if self.is_binary:
+            logits = F.pad(logits.unsqueeze(-1), (1, 0)).flatten(-2)  # [N, n] -> [N, 2 n]
+        if given.masks is not None:
+            logits = th.where(given.masks, logits, MASKED_LOGIT)
+        log_probs: th.Tensor = F.log_softmax(self._grouped(logits, -math.inf), dim=-1)
+        return log_probs
+
+    def sample(self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False) -> th.Tensor:
+        """As :meth:`ActionDistribution.sample`; by the Gumbel-max trick"""
+        log_probs = self.log_probs(given)
+        if not deterministic:
+            log_probs = log_probs - th.empty_like(log_probs).exponential_().log()
+        if given.masks is not None:  # exponential noise has no bound
+            log_probs = log_probs.masked_fill(~self._grouped(given.masks, False), -math.inf)
+        return log_probs.argmax(dim=-1)
+
+    def log_prob_and_entropy(
+        self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """As :meth:`ActionDistribution.log_prob_and_entropy`"""
+        log_probs = self.log_probs(given)
+        log_prob = log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1).sum(dim=-1)
+        terms = log_probs.exp() * log_probs.clamp(min=th.finfo(log_probs.dtype).min)  # 0 ln 0 = 0
+        return log_prob, -terms.sum(dim=(-2, -1))
+
+
+class DiagonalGaussian:
+    """Independent normal distributions, for a Box."""
+
+    def sample(self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False) -> th.Tensor:
+        """As :meth:`ActionDistribution.sample`"""
+        assert log_std is not None
+        mean = given.parameters
+        return mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
+
+    def log_prob_and_entropy(
+        self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """As :meth:`ActionDistribution.log_prob_and_entropy`"""
+        assert log_std is not None
+        mean = given.parameters
+        deviations = (actions - mean) * th.exp(-log_std)
+        log_volume = (log_std + 0.5 * math.log(2 * math.pi)).expand_as(mean).sum(dim=-1)
+        return -0.5 * deviations.square().sum(dim=-1) - log_volume, log_volume + 0.5 * mean.shape[-1]
+
+
+class StateDependentNoise:
+    """
+    gSDE (Raffin et al. 2022, https://arxiv.org/abs/2005.05719): the noise is a function of the state and held for some steps.
+
+    :param noise: SB3's distribution, which holds the present noise
+    """
+
+    def __init__(self, noise: StateDependentNoiseDistribution):
+        self.noise = noise
+
+    def sample(self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False) -> th.Tensor:
+        """As :meth:`ActionDistribution.sample`"""
+        assert given.latent_sde is not None
+        actions = given.parameters if deterministic else given.parameters + self.noise.get_noise(given.latent_sde)
+        squashed: th.Tensor = actions if self.noise.bijector is None else self.noise.bijector.forward(actions)
+        return squashed
+
+    def log_prob_and_entropy(
+        self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """As :meth:`ActionDistribution.log_prob_and_entropy`"""
+        assert log_std is not None and given.latent_sde is not None
+        latent = given.latent_sde if self.noise.learn_features else given.latent_sde.detach()
+        variance = (latent.square() @ self.noise.get_std(log_std).square()) + self.noise.epsilon
+        gaussian = actions if self.noise.bijector is None else self.noise.bijector.inverse(actions)
+        log_volume = 0.5 * (variance.log() + math.log(2 * math.pi)).sum(dim=-1)
+        log_prob = -0.5 * ((gaussian - given.parameters).square() / variance).sum(dim=-1) - log_volume
+        if self.noise.bijector is not None:
+            return log_prob - self.noise.bijector.log_prob_correction(gaussian).sum(dim=-1), None
+        return log_prob, log_volume + 0.5 * variance.shape[-1]
+
+
+def make_action_distribution(action_space: spaces.Space[Any], distribution: Distribution) -> ActionDistribution:
+    """
+    :param action_space: The action space
+    :param distribution: SB3's distribution for it
+    :return: The same as functions
+    """
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        return StateDependentNoise(distribution)
+    return DiagonalGaussian() if isinstance(action_space, spaces.Box) else Categoricals(action_space)
+
+
+def as_sb3_distribution(
+    given: ActionParameters, log_std: th.Tensor | None, distribution: Distribution, action_space: spaces.Space[Any]
+) -> Distribution:
+    """
+    :param given: Parameters of N distributions
+    :param log_std: Logarithm of the standard deviations (Box), else None
+    :param distribution: SB3's distribution for the action space, which is given the parameters
+    :param action_space: The action space
+    :return: That distribution, or contrib's maskable one with masks
+    """
+    made: Any = distribution
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        return distribution.proba_distribution(given.parameters, log_std, given.latent_sde)  # type: ignore[arg-type]
+    if given.masks is None:
+        arguments = (given.parameters,) if log_std is None else (given.parameters, log_std)
+        result: Distribution = made.proba_distribution(*arguments)
+        return result
+    from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
+
+    logits = given.parameters
+    if isinstance(action_space, spaces.MultiBinary):
+        logits = F.pad(logits.unsqueeze(-1), (1, 0)).flatten(-2)  # contrib has two logits for each bit
+    masked: Any = make_masked_proba_distribution(action_space)
+    masked.proba_distribution(logits).apply_masking(given.masks)
+    maskable: Distribution = masked
+    return maskable
+
+
+def check_masks(masks: object, distribution: ActionDistribution, n: int, device: th.device) -> th.Tensor:
+    """
+    :param masks: True (or 1) where an action is allowed, [n, mask_dim] or any shape with as many entries
+    :param distribution: The action distribution
+    :param n: Number of observations
+    :param device: Where to put them
+    :return: [n, mask_dim]
+    :raises ValueError: If they have another size, or allow nothing, or the action space knows no masks
+    """
+    if not isinstance(distribution, Categoricals):
+        raise ValueError("Action masks are for Discrete, MultiDiscrete and MultiBinary actions, but this policy's are a Box.")
+    allowed = (
+        masks.to(device, th.bool) if isinstance(masks, th.Tensor) else th.as_tensor(np.asarray(masks, bool), device=device)
+    )
+    if allowed.numel() != n * distribution.mask_dim:
+        raise ValueError(
+            f"action_masks has shape {tuple(allowed.shape)}, but {n} observation(s) with {distribution.mask_dim} possible "
+            f"actions need ({n}, {distribution.mask_dim}): one entry for each action, True where it is allowed."
+        )
+    allowed = allowed.reshape(n, distribution.mask_dim)
+    possible = th.stack([part.any(dim=-1) for part, _ in distribution._parts(allowed)], dim=-1)
+    if not possible.all():
+        row = int((~possible.all(dim=-1)).nonzero()[0])
+        raise ValueError(
+            f"The action mask of environment {row} allows no action: at least one has to be allowed in each step."
+        )
+    return allowed
+
+
+def frozen_log_std(module: nn.Module) -> th.Tensor | None:
+    """:return: A policy's ``log_std`` without gradient; None where its distribution has none"""
+    log_std = getattr(module, "log_std", None)
+    return log_std.detach() if isinstance(log_std, th.Tensor) else None

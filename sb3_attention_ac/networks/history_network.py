@@ -1,0 +1,151 @@
+"""
+The history network: SB3's MLP on the current step (and the frames stacked before it), and attention over the trajectory, which
+adds to the MLP's latent. What attention adds starts at zero, so that every network starts as SB3's and learns what to add.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_attention_ac.networks.preprocessing import EventEncoder, stack_frames
+from sb3_attention_ac.networks.transformer import TrajectoryEncoder
+from sb3_attention_ac.type_aliases import EncoderOutput, Obs, TrajectoryWindows
+
+Mlp = Callable[[th.Tensor], th.Tensor]
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """In this context the module can be called, and passes gradients on, but gets none itself."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def widened(mlp: nn.Sequential, features_dim: int, n_frames: int) -> nn.Sequential:
+    """
+    An MLP that also reads the frames before the current one, with weights that are zero at first.
+
+    :param mlp: Reads the features of one step
+    :param features_dim: Their width, F
+    :param n_frames: How many steps the new one reads, the current one included
+    :return: Reads [..., F * n_frames], as :func:`~sb3_attention_ac.networks.preprocessing.stack_frames` gives them
+    """
+    layers: list[nn.Module] = list(mlp)
+    first: Any = layers.pop(0) if layers and isinstance(layers[0], nn.Linear) else None
+    wide = nn.Linear(features_dim * n_frames, features_dim if first is None else first.out_features)
+    with th.no_grad():
+        wide.weight.zero_()
+        wide.weight[:, :features_dim] = th.eye(features_dim) if first is None else first.weight
+        wide.bias.copy_(th.zeros(features_dim) if first is None else first.bias)
+    return nn.Sequential(wide, *layers)
+
+
+class HistoryNetwork(nn.Module):
+    """
+    latent_t = mlp(s_t, ..., s_{t-k+1}) + output_proj(encoder(...)_t), where ``output_proj`` is zero at initialisation.
+
+    The MLP stays where SB3 keeps it (``policy.mlp_extractor``) and is passed in.
+
+    :param latent_dim: Width of the MLP's output
+    :param n_frames: How many steps the MLP reads, 1 for the current one alone
+    :param encoder: The encoder over the trajectory; None to read another network's hidden states, or nothing
+    :param hidden_dim: Width of hidden states, 0 for a network without attention
+    :param detach_mlp: Whether the MLP learns elsewhere: no gradient of what attention adds goes into it
+    """
+
+    def __init__(
+        self, latent_dim: int, n_frames: int, encoder: TrajectoryEncoder | None, hidden_dim: int, detach_mlp: bool = False
+    ):
+        super().__init__()
+        self.n_previous = n_frames - 1
+        self.detach_mlp = detach_mlp
+        self.encoder = encoder
+        self.output_proj = nn.Linear(hidden_dim, latent_dim, bias=False) if hidden_dim > 0 else None
+        if self.output_proj is not None:
+            nn.init.zeros_(self.output_proj.weight)
+
+    def mlp_latent(self, mlp: Mlp, features: th.Tensor, episode_ids: th.Tensor) -> th.Tensor:
+        """
+        :param mlp: SB3's MLP
+        :param features: Of every step, [N, W, F]
+        :param episode_ids: [N, W]
+        :return: [N, W, latent_dim]
+        """
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.detach_mlp):
+            return mlp(stack_frames(features, episode_ids, self.n_previous))
+
+    def combine(self, mlp_latent: th.Tensor, hidden: th.Tensor | None) -> EncoderOutput:
+        """
+        :param mlp_latent: [..., latent_dim]
+        :param hidden: [..., hidden_dim]
+        :return: Both together
+        """
+        latent = mlp_latent if self.output_proj is None or hidden is None else mlp_latent + self.output_proj(hidden)
+        return EncoderOutput(latent, mlp_latent, hidden)
+
+    def forward(
+        self,
+        mlp: Mlp,
+        features: th.Tensor,
+        events: th.Tensor,
+        windows: TrajectoryWindows,
+        n_queries: int,
+        hidden: th.Tensor | None = None,
+    ) -> EncoderOutput:
+        """
+        :param mlp: SB3's MLP
+        :param features: Of every step, [N, W, F]
+        :param events: What each step knows beside its observation, [N, W, event_dim]
+        :param windows: The windows these are of
+        :param n_queries: How many of the last steps to return
+        :param hidden: Another network's hidden states of these, [N, n_queries, hidden_dim], for one without an encoder
+        :return: What is made of the last steps, [N, n_queries, ...]
+        """
+        mlp_latent = self.mlp_latent(mlp, features, windows.episode_ids)
+        if self.encoder is not None:
+            tokens = self.encoder.embed(mlp_latent, events)
+            hidden = self.encoder(tokens, windows.episode_ids, n_queries, noise_ids=windows.noise_ids)
+        return self.combine(mlp_latent[:, -n_queries:], hidden)
+
+
+class HistoryEncoder:
+    """
+    The way from raw steps to latents: features extractor, MLP and history network, which the policy owns.
+
+    :param extract: From a plain batch of observations [N, *obs_shape] to features [N, F]
+    :param mlp: SB3's MLP
+    :param network: The history network
+    :param events: Encodes what a step knows beside its observation
+    """
+
+    def __init__(self, extract: Callable[[Obs], th.Tensor], mlp: Mlp, network: HistoryNetwork, events: EventEncoder):
+        self.extract, self.mlp, self.network, self.events = extract, mlp, network, events
+
+    def features(self, windows: TrajectoryWindows) -> th.Tensor:
+        """:return: Features of every step, [N, W, F]"""
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.network.detach_mlp):
+            features = self.extract(windows.flat_observations())
+        return features.reshape(*windows.episode_ids.shape, -1)  # [N * W, F] -> [N, W, F]
+
+    def __call__(
+        self, windows: TrajectoryWindows, features: th.Tensor, n_queries: int, hidden: th.Tensor | None = None
+    ) -> EncoderOutput:
+        """
+        :param windows: N windows
+        :param features: Of every step, [N, W, F]
+        :param n_queries: How many of the last steps to return
+        :param hidden: Another network's hidden states of these, [N, n_queries, hidden_dim], for a network without an encoder
+        :return: What is made of the last steps, [N, n_queries, ...]
+        """
+        events = self.events(windows.previous_actions, windows.previous_rewards, windows.ages, windows.episode_starts)
+        output: EncoderOutput = self.network(self.mlp, features, events, windows, n_queries, hidden)
+        return output

@@ -1,0 +1,198 @@
+"""
+The KV cache: what a history network needs of the steps so far to go on one step at a time.
+
+Slots 0 ... n_context - 1 hold context, the slots after them the steps of the current chunk, as in a training window. When the
+slots are full, the last n_context steps move to the front and their keys and values are computed anew, as a training window
+would. So stepping gives exactly what one pass over the window gives, at a cost that does not grow with the episode.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+
+from sb3_attention_ac.networks.history_network import HistoryNetwork, Mlp
+from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask
+from sb3_attention_ac.type_aliases import EncoderOutput
+
+Rows = th.Tensor | slice
+
+
+class KVCache(NamedTuple):
+    """
+    One row per environment, N rows; S = n_context + chunk_length slots.
+
+    :param features: Features of each step, [N, S, F]
+    :param events: What each step knows beside its observation, encoded, [N, S, event_dim]
+    :param keys: [N, n_layers, n_heads, S, head_dim]
+    :param values: [N, n_layers, n_heads, S, head_dim]
+    :param previous_action: The last action, as sampled, [N, action_dim]
+    :param age: Steps of the current episode so far, [N]
+    :param position: The next free slot, [N]
+    :param start: The first slot of the current episode, [N]
+    """
+
+    features: th.Tensor
+    events: th.Tensor
+    keys: th.Tensor
+    values: th.Tensor
+    previous_action: th.Tensor
+    age: th.Tensor
+    position: th.Tensor
+    start: th.Tensor
+
+    def to_numpy(self) -> tuple[np.ndarray, ...]:
+        """:return: The cache as plain arrays, the first axis of each is the environment"""
+        return tuple(tensor.cpu().numpy() for tensor in self)
+
+    def filled_from(self, arrays: Any) -> "KVCache":
+        """
+        :param arrays: From :meth:`to_numpy`, of any type of number; they are copied, never written to
+        :return: A cache with their contents, of this one's types and on its device
+        """
+        pairs = zip(self, arrays, strict=True)
+        return KVCache._make(th.tensor(array, dtype=own.dtype, device=own.device) for own, array in pairs)
+
+
+class _Prefill:
+    """Takes in the keys and values of the first slots of one layer, which read nothing before them."""
+
+    def __init__(self, cache: KVCache, layer: int, rows: Rows, n: int):
+        self.keys, self.values = cache.keys[:, layer, :, :n], cache.values[:, layer, :, :n]
+        self.rows = rows
+
+    def append(self, keys: th.Tensor, values: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """As :class:`~sb3_attention_ac.networks.transformer.LayerCache`"""
+        self.keys[self.rows], self.values[self.rows] = keys, values
+        return keys, values
+
+
+class _NextSlot:
+    """Takes in the keys and values of one step of one layer, and gives back all slots so far."""
+
+    def __init__(self, cache: KVCache, layer: int, rows: Rows, slot: th.Tensor | int, used: int):
+        self.keys, self.values = cache.keys[:, layer, :, :used], cache.values[:, layer, :, :used]
+        self.rows, self.slot = rows, slot
+
+    def append(self, keys: th.Tensor, values: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """As :class:`~sb3_attention_ac.networks.transformer.LayerCache`"""
+        self.keys[self.rows, :, self.slot], self.values[self.rows, :, self.slot] = keys.squeeze(2), values.squeeze(2)
+        return self.keys, self.values
+
+
+class IncrementalEncoder:
+    """
+    Steps a history network through trajectories, one step of every environment at a time.
+
+    :param network: A history network with an encoder
+    :param mlp: Its MLP
+    :param n_context: Context steps before a chunk
+    :param chunk_length: Steps of a chunk
+    """
+
+    def __init__(self, network: HistoryNetwork, mlp: Mlp, n_context: int, chunk_length: int):
+        assert network.encoder is not None, "a network without attention has nothing to remember"
+        self.encoder: TrajectoryEncoder = network.encoder
+        self.network, self.mlp = network, mlp
+        self.n_context, self.n_slots = n_context, n_context + chunk_length
+        self._slots = th.arange(self.n_slots, device=self.encoder.norm.weight.device)
+        self._rotary = self.encoder.rotary(self.n_slots, self._slots.device)  # [n_slots, 3, n_heads, head_dim // 2]
+
+    def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int) -> KVCache:
+        """:return: A cache without a past"""
+        encoder, device = self.encoder, self._slots.device
+        cache = (n_envs, len(encoder.blocks), encoder.n_heads, self.n_slots, encoder.d_model // encoder.n_heads)
+        return KVCache(
+            th.zeros((n_envs, self.n_slots, features_dim), device=device),
+            th.zeros((n_envs, self.n_slots, event_dim), device=device),
+            th.zeros(cache, device=device),
+            th.zeros(cache, device=device),
+            th.zeros((n_envs, action_dim), device=device),
+            th.zeros((n_envs,), device=device),
+            th.full((n_envs,), self.n_context, device=device),
+            th.full((n_envs,), self.n_context, device=device),
+        )
+
+    def prefill(self, cache: KVCache, rows: Rows) -> None:
+        """
+        Compute keys and values of the context slots, in place, and go on after them.
+
+        :param cache: A cache whose features and events of the slots 0 ... n_context - 1 and whose ``start`` are set
+        :param rows: Which rows to do
+        """
+        n = self.n_context
+        cache.position[rows] = n
+        if n == 0:
+            return
+        episode_ids = (self._slots[:n] >= cache.start[rows].unsqueeze(1)).long()  # [M, n]; no older episode is read
+        mlp_latent = self.network.mlp_latent(self.mlp, cache.features[rows, :n], episode_ids)
+        tokens = self.encoder.embed(mlp_latent, cache.events[rows, :n])
+        layers = [_Prefill(cache, layer, rows, n) for layer in range(len(self.encoder.blocks))]
+        self.encoder.step(tokens, self._rotary[:n], attention_mask(episode_ids, n), layers)
+
+    def _shift(self, cache: KVCache, rows: Rows) -> None:
+        """Move the last n_context steps to the front, in place."""
+        n = self.n_context
+        cache.features[rows, :n] = cache.features[rows, self.n_slots - n :].clone()
+        cache.events[rows, :n] = cache.events[rows, self.n_slots - n :].clone()
+        cache.start[rows] = (cache.start[rows] - (self.n_slots - n)).clamp(min=0)
+        self.prefill(cache, rows)
+
+    def _next_slot(self, cache: KVCache) -> tuple[Rows, th.Tensor | int]:
+        """
+        Where the next step of each row goes. Rows that have come along together have the same slot, which is quicker to read
+        and write than one for each row.
+
+        :return: The rows, and their slots
+        """
+        first, last = (int(extreme) for extreme in cache.position.aminmax())
+        if first == last:
+            if last == self.n_slots:
+                self._shift(cache, slice(None))
+                last = self.n_context
+            return slice(None), last
+        if last == self.n_slots:
+            self._shift(cache, (cache.position == last).nonzero().squeeze(1))
+        return th.arange(len(cache.position), device=cache.position.device), cache.position
+
+    def _stacked_frames(self, cache: KVCache, features: th.Tensor, slot: th.Tensor | int) -> th.Tensor:
+        """:return: As :func:`~sb3_attention_ac.networks.preprocessing.stack_frames` gives them, [N, F * (1 + n_previous)]"""
+        n = self.network.n_previous
+        if n == 0:
+            return features
+        if isinstance(slot, int) and slot >= n:
+            slots, earlier = self._slots[slot - n : slot], cache.features[:, slot - n : slot]  # [n] and [N, n, F]
+        else:
+            slots = cache.position.unsqueeze(1) + th.arange(-n, 0, device=cache.position.device)  # [N, n], oldest first
+            every_row = th.arange(len(slots), device=slots.device)
+            earlier = cache.features[every_row.unsqueeze(1), slots.clamp(min=0)]
+        if not isinstance(slot, int) or cache.start.max() > slot - n:  # else all of them are of the same episode
+            earlier = th.where((slots >= cache.start.unsqueeze(1)).unsqueeze(-1), earlier, 0.0)  # [N, n, F]
+        return th.cat([features, earlier.transpose(1, 2).flatten(1)], dim=1)
+
+    def step(self, cache: KVCache, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor | None) -> EncoderOutput:
+        """
+        Take in one step of every environment, in place.
+
+        :param cache: The cache so far
+        :param features: Features of s_t, [N, F]
+        :param events: What the step knows beside s_t, encoded, [N, event_dim]
+        :param episode_start: Whether s_t is the first step of its episode, [N]; None if none is
+        :return: What the network makes of it, [N, ...]
+        """
+        rows, slot = self._next_slot(cache)
+        if episode_start is not None:
+            cache.start.copy_(th.where(episode_start, cache.position, cache.start))
+        cache.features[rows, slot] = features
+        cache.events[rows, slot] = events
+        mlp_latent = self.mlp(self._stacked_frames(cache, features, slot))
+        tokens = self.encoder.embed(mlp_latent, events).unsqueeze(1)  # [N, 1, d_model]
+        rotary = self._rotary[slot].unsqueeze(-4)  # [1, 3, n_heads, head_dim // 2], or [N, 1, 3, n_heads, head_dim // 2]
+        used = slot + 1 if isinstance(slot, int) else self.n_slots
+        mask = self._slots[:used] >= cache.start.view(-1, 1, 1, 1)  # [N, 1, 1, used]
+        if not isinstance(slot, int):
+            mask &= self._slots <= cache.position.view(-1, 1, 1, 1)
+        layers = [_NextSlot(cache, layer, rows, slot, used) for layer in range(len(self.encoder.blocks))]
+        hidden = self.encoder.step(tokens, rotary, mask, layers).squeeze(1)
+        cache.position.add_(1)
+        return self.network.combine(mlp_latent, hidden)

@@ -1,0 +1,125 @@
+"""What goes into the networks: encoded actions, rewards and ages, and the stacked frames of the last few steps."""
+
+from typing import Any
+
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+
+AGE_FEATURES = 2
+# Entries of Dict observations that tell what happened in the step before, see sb3_attention_ac.wrappers
+PREVIOUS_STEP_KEYS = ("previous_action", "previous_reward")
+LONGEST_AGE = 1000.0  # steps: a linear input must have a bound
+
+
+def action_encoding_dim(action_space: spaces.Space[Any]) -> int:
+    """
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :return: The width of :func:`encode_actions`
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return int(action_space.n)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return int(action_space.nvec.sum())
+    return int(spaces.flatdim(action_space))
+
+
+def encode_actions(actions: th.Tensor, action_space: spaces.Space[Any]) -> th.Tensor:
+    """
+    Actions as network input: one-hot for discrete actions, squashed for continuous ones.
+
+    :param actions: As stored in the buffer (before clipping to the bounds of a Box), [..., action_dim]
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :return: [..., action_encoding_dim]
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return one_hot(actions, int(action_space.n))
+    if isinstance(action_space, spaces.MultiDiscrete):
+        parts = zip(actions.split(1, dim=-1), action_space.nvec, strict=True)
+        return th.cat([one_hot(part, int(n)) for part, n in parts], dim=-1)
+    if isinstance(action_space, spaces.MultiBinary):
+        return actions.float()
+    return symlog(actions.float())
+
+
+def one_hot(categories: th.Tensor, n: int) -> th.Tensor:
+    """
+    :param categories: [..., 1]
+    :param n: How many there are
+    :return: [..., n]; quicker than PyTorch's, which looks at all of them first
+    """
+    return (categories == th.arange(n, device=categories.device)).float()
+
+
+def symlog(x: th.Tensor) -> th.Tensor:
+    """Squash any scale, keeping the sign: sign(x) ln(1 + abs(x)) (Hafner et al. 2023, https://arxiv.org/abs/2301.04104)."""
+    return th.sign(x) * th.log1p(th.abs(x))
+
+
+def encode_ages(ages: th.Tensor) -> th.Tensor:
+    """
+    Softmax attention returns means; a count is a mean times a number of steps, so that number has to be an input.
+
+    :param ages: Steps since the episode began, [...]
+    :return: A logarithmic and a linear (bounded) view, both zero at an episode's first step, [..., 2]
+    """
+    return th.stack([th.log1p(ages) / 2, ages.clamp(max=LONGEST_AGE) / 50], dim=-1)
+
+
+class EventEncoder:
+    """
+    Encodes what a step knows beside its observation. What happened before the first step of an episode is zero.
+
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param reads_actions: Whether previous actions are read
+    :param reads_rewards: Whether previous rewards are read
+    :param reads_ages: Whether the number of steps since the episode began is read
+    """
+
+    def __init__(self, action_space: spaces.Space[Any], reads_actions: bool, reads_rewards: bool, reads_ages: bool):
+        self.action_space = action_space
+        self.reads_actions, self.reads_rewards, self.reads_ages = reads_actions, reads_rewards, reads_ages
+        action_dim = action_encoding_dim(action_space) if reads_actions else 0
+        self.dim = action_dim + int(reads_rewards) + AGE_FEATURES * int(reads_ages)
+
+    def __call__(
+        self, previous_actions: th.Tensor, previous_rewards: th.Tensor | None, ages: th.Tensor, first: th.Tensor | None
+    ) -> th.Tensor:
+        """
+        :param previous_actions: [..., action_dim]
+        :param previous_rewards: [...]; None where they are not read
+        :param ages: Steps since the episode began, [...]
+        :param first: True where nothing is known of a step before, [...]; None for nowhere
+        :return: [..., dim]
+        """
+        parts = []
+        if self.reads_actions:
+            parts.append(encode_actions(previous_actions, self.action_space))
+        if self.reads_rewards:
+            assert previous_rewards is not None
+            parts.append(symlog(previous_rewards).unsqueeze(-1))
+        if first is not None:
+            parts = [part.masked_fill(first.unsqueeze(-1), 0.0) for part in parts]
+        if self.reads_ages:
+            parts.append(encode_ages(ages))
+        if len(parts) == 1:
+            return parts[0]
+        return th.cat(parts, dim=-1) if parts else ages.new_zeros((*ages.shape, 0))
+
+
+def stack_frames(features: th.Tensor, episode_ids: th.Tensor, n_previous: int) -> th.Tensor:
+    """
+    Frame stacking: the features of step t, and after them those of the steps t-n_previous, ..., t-1 of the same episode; zeros
+    where there is no such step.
+
+    :param features: [N, W, F]
+    :param episode_ids: [N, W]
+    :param n_previous: How many steps to look back
+    :return: [N, W, F * (1 + n_previous)]; of the past each feature's side by side, oldest first
+    """
+    if n_previous == 0:
+        return features
+    earlier = F.pad(features, (0, 0, n_previous, 0)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, F, n_previous]
+    ids = F.pad(episode_ids, (n_previous, 0), value=-(2**62)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, n_previous]
+    same_episode = ids == episode_ids.unsqueeze(-1)
+    return th.cat([features, th.where(same_episode.unsqueeze(2), earlier, 0.0).flatten(2)], dim=-1)

@@ -1,0 +1,106 @@
+"""
+Values of a finished rollout, in a few batched passes under the policy that collected it. The critic is not in the step loop:
+this is the only place that asks it before training.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.evaluation import evaluate_action_advantages
+from sb3_attention_ac.policies import AttentionActorCriticPolicy
+from sb3_attention_ac.type_aliases import CriticOutput, TrajectoryWindows, WindowSamples, map_obs
+
+# Larger passes are no faster on a CPU, and take and return so much memory that the kernel has to map it anew
+MAX_STEPS_PER_PASS = 1024
+
+
+class RolloutValues(NamedTuple):
+    """
+    :param values: V(h_t), [n_steps, n_envs]
+    :param mlp_values: V_mlp(s_t), [n_steps, n_envs]; for a memory actor the values
+    :param residual: What attention would add to V_mlp(s_t) at a gate of one, [n_steps, n_envs]; zeros for a memory actor
+    :param last: Values of the observations after the last step, [n_envs] each
+    :param terminal: Values of the observations on which a time limit cut episodes off, in the buffer's order, [number] each
+    """
+
+    values: np.ndarray
+    mlp_values: np.ndarray
+    residual: np.ndarray
+    last: CriticOutput
+    terminal: CriticOutput
+
+
+def _split(n_windows: int, window_length: int) -> Iterator[slice]:
+    per_pass = max(MAX_STEPS_PER_PASS // window_length, 1)
+    return (slice(i, i + per_pass) for i in range(0, n_windows, per_pass))
+
+
+def _passes(buffer: TrajectoryRolloutBuffer) -> Iterator[tuple[WindowSamples, tuple[np.ndarray, np.ndarray]]]:
+    """All windows of a rollout, some at a time, and which steps and environments these are, [N, n] and [N, 1]"""
+    for starts, length in buffer.chunks():
+        first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
+        for part in _split(len(first), buffer.n_context + length):
+            where = first[part, None] + np.arange(length), env[part, None]
+            yield buffer.window_samples(first[part], env[part], length), where
+
+
+@th.no_grad()
+def evaluate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer, last_obs: Any) -> RolloutValues:
+    """
+    :param policy: The policy that collected the rollout
+    :param buffer: A full buffer
+    :param last_obs: The observations after its last step, [n_envs, *obs_shape]
+    :return: What advantages need
+    """
+    values, mlp_values, residual = (np.zeros_like(buffer.values) for _ in range(3))
+    for batch, where in _passes(buffer):
+        encoded = policy.encode_windows(batch.windows, batch.actions.shape[1]).critic
+        assert encoded is not None
+        critic = policy.critic_output(encoded)
+        values[where] = critic.values.cpu().numpy()
+        mlp_values[where] = critic.mlp_values.cpu().numpy()
+        if critic.residual is not None:
+            residual[where] = critic.residual.cpu().numpy()
+    last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
+    last = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs))
+    return RolloutValues(values, mlp_values, residual, last, _terminal_values(policy, buffer))
+
+
+@th.no_grad()
+def evaluate_actions_taken(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer) -> np.ndarray:
+    """
+    :param policy: The policy that collected the rollout, with ``attention_q``
+    :param buffer: A full buffer
+    :return: A_att of its actions, [n_steps, n_envs]
+    """
+    advantages = np.zeros_like(buffer.values)
+    for batch, where in _passes(buffer):
+        encoded = policy.encode_windows(batch.windows, batch.actions.shape[1])
+        advantages[where] = evaluate_action_advantages(policy, encoded, batch).cpu().numpy()
+    return advantages
+
+
+def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer) -> CriticOutput:
+    """:return: Values of the buffer's terminal observations, [number of them]"""
+    if not buffer.terminal_observations:
+        nothing = th.zeros(0)
+        return CriticOutput(nothing, nothing, None)
+    steps, envs = np.array(list(buffer.terminal_observations)).T
+    observations = list(buffer.terminal_observations.values())
+    outputs = []
+    for part in _split(len(steps), buffer.n_context + 1):
+        stacked = map_obs(lambda *obs: np.stack(obs), *observations[part])
+        outputs.append(_bootstrap(policy, buffer.bootstrap_windows(steps[part], envs[part], stacked)))
+    return CriticOutput(th.cat([o.values for o in outputs]), th.cat([o.mlp_values for o in outputs]), None)
+
+
+def _bootstrap(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows) -> CriticOutput:
+    """:return: Values of the last step of each window, [N]"""
+    encoded = policy.encode_windows(windows, 1).critic
+    assert encoded is not None
+    output = policy.critic_output(encoded)  # [N, 1]
+    return CriticOutput(output.values[:, 0], output.mlp_values[:, 0], None)

@@ -1,0 +1,93 @@
+"""Whether a file holds the parameters of the same network, said in words before PyTorch says it in shapes."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from numbers import Number
+from typing import Any
+
+from stable_baselines3.common.save_util import open_path
+
+from sb3_attention_ac.validation import default_arguments, resolve_aux_loss
+
+# What a policy is made of at first alone: parameters from a file replace it
+FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
+
+
+def check_same_parameters(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """
+    :param stored: Parameters in a file
+    :param own: Parameters of the policy here
+    :raises ValueError: If they are of different networks; the message says where
+    """
+    differences = [
+        f"{name}: {_shape(stored, name)} in the file, {_shape(own, name)} here"
+        for name in [*own, *(name for name in stored if name not in own)]
+        if _shape(stored, name) != _shape(own, name)
+    ]
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"The parameters are those of another network: {'; '.join(differences[:3])}{more}. Use the policy_kwargs and "
+            "aux_loss that the file was made with."
+        )
+
+
+def _shape(parameters: Mapping[str, Any], name: str) -> str:
+    return str(list(parameters[name].shape)) if name in parameters else "missing"
+
+
+def stored_network(path: Any) -> dict[str, Any] | None:
+    """
+    Read without unpickling: a file may run code when its objects are loaded, which :meth:`set_parameters` does not need.
+
+    :param path: A saved model: a path, or an open file, which is left where it was
+    :return: The arguments that shape its network, as far as they are plain: ``policy_kwargs``, and ``aux_loss``, which adds
+        heads. None if they cannot be read here
+    """
+    position = path.tell() if hasattr(path, "tell") else None
+    try:
+        with zipfile.ZipFile(open_path(path, "r", suffix="zip")) as archive:
+            data = json.loads(archive.read("data"))
+    except (KeyError, ValueError):
+        return None
+    finally:
+        if position is not None:
+            path.seek(position)
+    policy_kwargs = data.get("policy_kwargs")
+    if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs:
+        return None
+    return {**policy_kwargs, "aux_loss": data.get("aux_loss")}
+
+
+def _comparable(value: Any) -> Any:
+    """
+    As a file keeps it: no tuples, and a class is the same by its name, whichever process or module it was defined in. Of other
+    objects (arrays, functions) only the kind is compared: they need not be equal to what they are read back as.
+    """
+    if isinstance(value, (list, tuple)):
+        return [_comparable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _comparable(item) for key, item in value.items()}
+    if value is None or isinstance(value, (str, Number)):
+        return value
+    return (value if isinstance(value, type) else type(value)).__qualname__
+
+
+def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], policy_class: type[Any]) -> None:
+    """
+    :param stored: Network arguments in a file; None if they are not known, then nothing is checked
+    :param given: Network arguments here
+    :param policy_class: The policy, whose defaults those are that are not set
+    :raises ValueError: If they make different networks; the message says which differ
+    """
+    if stored is None:
+        return
+    defaults, differences = default_arguments(policy_class), []
+    for name in sorted({*stored, *given} - set(FIRST_VALUES)):
+        old, new = (arguments.get(name, defaults.get(name)) for arguments in (stored, given))
+        meanings = [resolve_aux_loss(value) if name == "aux_loss" else _comparable(value) for value in (old, new)]
+        if meanings[0] != meanings[1]:
+            differences.append(f"{name}: {old!r} in the file, {new!r} here")
+    if differences:
+        raise ValueError(f"The network arguments differ: {'; '.join(differences)}. Use those of the file.")
