@@ -220,6 +220,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             **{
                 "n_context": self.policy.architecture.n_context,
                 "chunk_length": self.policy.architecture.longest_chunk,
+                "n_landmarks": self.policy.architecture.n_landmarks,
                 "held_noise": self.use_sde and not self.policy.memory_actor,
                 **self.rollout_buffer_kwargs,
             },

@@ -69,6 +69,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param attention_q: Whether to tilt the action distribution by an advantage read from what attention has seen, see
         :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, ``predict`` has none to give
     :param age_input: Whether the encoder reads how many steps the episode has lasted
+    :param n_landmarks: How many steps of the episode, its first ones, stay readable after they have left the context
     :param actor_keys: Which entries of Dict observations the actor reads, None for all. ``predict`` needs no others
     :param critic_keys: Which entries the critic reads, None for all
     :param aux_targets: What the self-supervised losses predict; None for the next step with a memory actor, else nothing
@@ -94,6 +95,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         share_encoder: bool = False,
         attention_q: bool = False,
         age_input: bool = False,
+        n_landmarks: int = 0,
         actor_keys: Sequence[str] | None = None,
         critic_keys: Sequence[str] | None = None,
         aux_targets: Sequence[str] | None = None,
@@ -115,6 +117,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             share_encoder=share_encoder,
             attention_q=attention_q,
             age_input=age_input,
+            n_landmarks=n_landmarks,
             use_sde=bool(kwargs.get("use_sde")),
         )
         check_network(self.architecture)
@@ -440,7 +443,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         if encoder is None:
             encoder, extractor = self.critic_encoder, self.vf_features_extractor
         n_context, action_dim = self.architecture.n_context, get_action_dim(self.action_space)
-        return MemoryActor(encoder, n_context, self.chunk_length, extractor.features_dim, action_dim)
+        n_landmarks = self.architecture.n_landmarks
+        return MemoryActor(encoder, n_context, self.chunk_length, extractor.features_dim, action_dim, n_landmarks)
 
     def start_acting(self, buffer: TrajectoryRolloutBuffer, deterministic: bool = False) -> Act:
         """

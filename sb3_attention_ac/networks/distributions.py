@@ -76,7 +76,8 @@ class Categoricals:
 
     def one_hot(self, actions: th.Tensor) -> th.Tensor:
         """:return: Actions [N, n_groups] as [N, n_groups, most]"""
-        return (actions.unsqueeze(-1) == th.arange(self.most, device=actions.device)).float()
+        is_action: th.Tensor = actions.unsqueeze(-1) == th.arange(self.most, device=actions.device)
+        return is_action.float()
 
     def _grouped(self, flat: th.Tensor, fill: float | bool) -> th.Tensor:
         """:return: [N, sum of sizes] as [N, n_groups, most], filled up where groups have different sizes"""
