@@ -62,7 +62,7 @@ def check_network(architecture: Architecture) -> None:
     """
     given = architecture
     at_least = {"context_length": (given.context_length, 1), "n_layers": (given.n_layers, 0), "n_heads": (given.n_heads, 1)}
-    at_least |= {"d_model": (given.d_model, 1), "local_window": (given.local_window, 1)}
+    at_least |= {"d_model": (given.d_model, 1), "local_window": (given.local_window, 1), "n_landmarks": (given.n_landmarks, 0)}
     if given.dim_feedforward is not None:
         at_least["dim_feedforward"] = (given.dim_feedforward, 1)
     check_integers(at_least)
@@ -80,9 +80,10 @@ def check_network(architecture: Architecture) -> None:
             f"dropout={given.dropout} was given with share_encoder=True, but a memory actor's encoder has no dropout (the "
             "policy that learns has to be the one that acted): use dropout=0, or share_encoder=False (a critic with dropout)."
         )
-    for name, active in (("memory_actor", given.memory_actor), ("attention_q", given.attention_q)):
-        if active and given.n_layers == 0:
-            raise ValueError(f"{name}=True needs attention, but n_layers=0 was given: use n_layers of at least 1.")
+    needs_attention = {"memory_actor": given.memory_actor, "attention_q": given.attention_q, "n_landmarks": given.n_landmarks}
+    for name, value in needs_attention.items():
+        if value and given.n_layers == 0:
+            raise ValueError(f"{name}={value} needs attention, but n_layers=0 was given: use n_layers of at least 1.")
     if given.attention_q and given.use_sde:
         raise ValueError("attention_q=True was given with use_sde=True, which it cannot tilt: use one of them.")
 
@@ -176,7 +177,7 @@ def check_auxiliary(
         raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
     masked = set(targets) - {"next_step"}
     no_effect = {
-        "aux_coef": (aux_coef, aux_coef in (None, 0.1) or bool(targets), "an aux_loss"),  # 0.1: what a saved model has
+        "aux_coef": (aux_coef, aux_coef is None or bool(targets), "an aux_loss"),
         "mask_ratio": (mask_ratio, mask_ratio == 0.25 or bool(masked), "a masked prediction"),
         "temperature": (temperature, temperature == 0.1 or "contrastive" in targets, "the target 'contrastive'"),
         "n_trajectories": (n_trajectories, n_trajectories == 0 or bool(masked), "a masked prediction"),
