@@ -110,7 +110,7 @@ def test_advantage_is_centred_and_divergence_bounded(name, masked, scale):
     masks = random_masks(space, np.random.default_rng(0), 1) if masked else None
     latent, latent_pi = th.randn(1, 6).expand(n, 6), th.randn(1, 6).expand(n, 6)
     given = policy.action_parameters(latent_pi, None, None if masks is None else masks.expand(n, -1))
-    actions = policy.distribution.sample(given, log_std).reshape(n, -1)
+    actions = policy.distribution.sample(given, log_std)[0].reshape(n, -1)
     advantages = attention_q.advantages(latent, given, actions, log_std)
     assert advantages.mean().abs() <= 5 * advantages.std() / n**0.5 + 1e-6
     offsets = attention_q.tilt(latent, given, log_std, in_rollout=True)
@@ -131,7 +131,7 @@ def test_advantage_is_centred_and_divergence_bounded(name, masked, scale):
     assert beta == pytest.approx(min(1.0, (2 * KL_BOUND / variance) ** 0.5), rel=0.1)
     assert divergence.item() == pytest.approx(beta**2 / 2 * variance, rel=0.4)
     # log pi' - log pi = beta * A + const: what remains after the tilted preference does not depend on the action
-    action = policy.distribution.sample(after, log_std).reshape(n, -1)
+    action = policy.distribution.sample(after, log_std)[0].reshape(n, -1)
     new, old = (policy.distribution.log_prob_and_entropy(parameters, log_std, action)[0] for parameters in (after, given))
     preferred = attention_q.advantages(latent, given, action, log_std)
     assert (new - old - beta * preferred).std() < 1e-3

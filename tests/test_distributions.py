@@ -73,8 +73,9 @@ def test_log_probabilities_entropies_and_modes_are_those_of_sb3(space, n_paramet
         log_prob, entropy = distribution.log_prob_and_entropy(given, None, actions.float().reshape(50, -1))
         th.testing.assert_close(log_prob, expected.log_prob(actions), rtol=1e-6, atol=1e-6)
         th.testing.assert_close(entropy, expected.entropy(), rtol=1e-6, atol=1e-6)
-    modes = distribution.sample(given, None, deterministic=True)
+    modes, log_prob = distribution.sample(given, None, deterministic=True)
     assert th.equal(modes.float(), expected.mode().reshape(50, -1).float())
+    th.testing.assert_close(log_prob, expected.log_prob(expected.mode()), rtol=1e-6, atol=1e-6)
 
 
 @discrete
@@ -92,8 +93,9 @@ def test_with_masks_they_are_contribs(space, n_parameters, scale):
         log_prob, entropy = distribution.log_prob_and_entropy(given, None, actions.float().reshape(50, -1))
         th.testing.assert_close(log_prob, expected.log_prob(actions), rtol=1e-6, atol=1e-6 * scale)
         th.testing.assert_close(entropy, expected.entropy(), rtol=1e-6, atol=1e-6 * scale)
-    modes = distribution.sample(given, None, deterministic=True)
+    modes, log_prob = distribution.sample(given, None, deterministic=True)
     assert th.equal(modes, expected.mode().reshape(50, -1))
+    th.testing.assert_close(log_prob, expected.log_prob(expected.mode()), rtol=1e-6, atol=1e-6 * scale)
 
 
 def frequencies(samples: th.Tensor, sizes: list[int]) -> th.Tensor:
@@ -119,7 +121,9 @@ def test_samples_follow_the_probabilities(space, n_parameters, masked):
     probabilities = distribution.log_prob_and_entropy(repeated(len(every)), None, every)[0].exp()
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
     given = repeated(n_samples)
-    drawn = frequencies(distribution.sample(given, None), distribution.sizes)
+    actions, log_prob = distribution.sample(given, None)
+    assert th.equal(log_prob, distribution.log_prob_and_entropy(given, None, actions.float())[0])
+    drawn = frequencies(actions, distribution.sizes)
     assert ((drawn - probabilities).abs() <= 5 * (probabilities / n_samples).sqrt() + 1e-9).all()
 
 
@@ -134,7 +138,7 @@ def test_what_is_masked_is_never_taken(space, n_parameters, deterministic):
         logits = th.where(masks, -1e12, 1e12) + logits
     else:
         logits = 1e12 * logits
-    actions = distribution.sample(ActionParameters(logits, None, masks), None, deterministic)
+    actions, _ = distribution.sample(ActionParameters(logits, None, masks), None, deterministic)
     for column, part in zip(actions.T, masks.split(distribution.sizes, dim=1), strict=True):
         assert part.gather(1, column.unsqueeze(1)).all()
 
@@ -144,8 +148,9 @@ def test_noise_without_bounds_takes_nothing_masked(monkeypatch):
     masks = th.tensor([[True, False, True, True, False]])
     monkeypatch.setattr(th.Tensor, "exponential_", lambda self: self.copy_(th.tensor([[[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]])))
     distribution = Categoricals(spaces.MultiDiscrete([2, 3]))
-    actions = distribution.sample(ActionParameters(th.zeros(1, 5), None, masks), None)
+    actions, log_prob = distribution.sample(ActionParameters(th.zeros(1, 5), None, masks), None)
     assert actions[0, 0] == 0 and actions[0, 1] in (0, 1)
+    assert log_prob.tolist() == pytest.approx([-math.log(2)])
 
 
 def test_gumbel_noise_decides(monkeypatch):
@@ -156,7 +161,8 @@ def test_gumbel_noise_decides(monkeypatch):
     for winner in range(3):
         noise = (p * th.where(th.arange(3) == winner, 0.99, 1.0)).unsqueeze(1)
         monkeypatch.setattr(th.Tensor, "exponential_", lambda self, noise=noise: self.copy_(noise))
-        assert distribution.sample(ActionParameters(logits), None).tolist() == [[winner]]
+        actions, log_prob = distribution.sample(ActionParameters(logits), None)
+        assert actions.tolist() == [[winner]] and log_prob.tolist() == pytest.approx([p[0, winner].log().item()])
 
 
 def test_one_hot_and_grouped():
@@ -177,7 +183,7 @@ def test_gradients_are_finite(space, n_parameters):
     logits = parameters_of(n_parameters).requires_grad_()
     distribution = Categoricals(space)
     for given in (ActionParameters(logits), ActionParameters(logits, None, masks)):
-        actions = distribution.sample(given, None)
+        actions, _ = distribution.sample(given, None)
         log_prob, entropy = distribution.log_prob_and_entropy(given, None, actions.float())
         (log_prob + entropy).sum().backward()
         assert th.isfinite(logits.grad).all() and logits.grad.abs().sum() > 0
@@ -194,13 +200,16 @@ def test_a_gaussian_is_sb3s(scale):
     log_prob, entropy = DiagonalGaussian().log_prob_and_entropy(given, log_std, actions)
     th.testing.assert_close(log_prob, expected.log_prob(actions), rtol=1e-5, atol=1e-5)
     th.testing.assert_close(entropy, expected.entropy(), rtol=1e-6, atol=1e-6)
-    assert th.equal(DiagonalGaussian().sample(given, log_std, deterministic=True), given.parameters)
+    mode, log_prob = DiagonalGaussian().sample(given, log_std, deterministic=True)
+    assert th.equal(mode, given.parameters)
+    th.testing.assert_close(log_prob, expected.log_prob(given.parameters))
 
 
 def test_samples_of_a_gaussian_follow_it():
     th.manual_seed(0)
     given, log_std = ActionParameters(th.tensor([[1.0, -2.0]]).expand(N, -1)), th.tensor([0.7, -1.2])
-    samples = DiagonalGaussian().sample(given, log_std)
+    samples, log_prob = DiagonalGaussian().sample(given, log_std)
+    th.testing.assert_close(log_prob, DiagonalGaussian().log_prob_and_entropy(given, log_std, samples)[0])
     std = log_std.exp()
     assert ((samples.mean(0) - th.tensor([1.0, -2.0])).abs() < 5 * std / N**0.5).all()
     assert ((samples.std(0) / std - 1).abs() < 0.03).all()
@@ -233,9 +242,12 @@ def test_gsde_is_sb3s(squash, options):
     given = ActionParameters(parameters_of(2, 8), parameters_of(6, 8))
     distribution.noise.sample_weights(log_std, batch_size=8)
     expected = distribution.noise.proba_distribution(given.parameters, log_std, given.latent_sde)
-    actions = distribution.sample(given, log_std)
+    actions, of_sample = distribution.sample(given, log_std)
     assert th.equal(actions, expected.sample())
-    assert th.equal(distribution.sample(given, log_std, deterministic=True), expected.mode())
+    mode, of_mode = distribution.sample(given, log_std, deterministic=True)
+    assert th.equal(mode, expected.mode())
+    th.testing.assert_close(of_sample, expected.log_prob(actions), rtol=1e-5, atol=1e-5)
+    th.testing.assert_close(of_mode, expected.log_prob(mode), rtol=1e-5, atol=1e-5)
     assert not th.equal(actions, expected.mode())
     log_prob, entropy = distribution.log_prob_and_entropy(given, log_std, actions)
     th.testing.assert_close(log_prob, expected.log_prob(actions), rtol=1e-5, atol=1e-5)
@@ -267,9 +279,9 @@ def test_a_policys_samples_of_gsde_are_those_of_sb3(squash, n_envs):
     for latents in (latent_pi, latent_sde):
         expected = policy.action_dist.proba_distribution(policy.action_net(latent_pi), policy.log_std, latents).sample()
         given = policy.action_parameters(latent_pi, None if latents is latent_pi else latents)
-        samples = policy.distribution.sample(given, policy.log_std)
+        samples, _ = policy.distribution.sample(given, policy.log_std)
         assert th.equal(samples, expected)
-        assert not th.equal(samples, policy.distribution.sample(given, policy.log_std, deterministic=True))
+        assert not th.equal(samples, policy.distribution.sample(given, policy.log_std, deterministic=True)[0])
 
 
 # --- which one, and as SB3's ---

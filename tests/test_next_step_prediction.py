@@ -126,9 +126,9 @@ def test_it_teaches_the_encoder_that_the_actor_reads_and_no_head(network, skip_c
 @pytest.mark.parametrize(
     ("network", "given", "aux_loss", "aux_coef"),
     [
-        ({}, {}, None, 0.1),
+        ({}, {}, None, None),
         ({"memory_actor": True}, {}, ["next_step"], 1.0),
-        ({"memory_actor": True}, {"aux_loss": None}, None, 0.1),
+        ({"memory_actor": True}, {"aux_loss": None}, None, None),
         ({"memory_actor": True}, {"aux_coef": 0.3}, ["next_step"], 0.3),
         ({"memory_actor": True}, {"aux_loss": ["next_step", "reward"]}, ["next_step", "reward"], 0.1),
         ({}, {"aux_loss": ["next_step"]}, ["next_step"], 1.0),
@@ -143,7 +143,7 @@ def test_a_memory_actor_has_it_by_default(tmp_path, network, given, aux_loss, au
     assert (model.policy.next_step_prediction is not None) == any(name in str(aux_loss) for name in ("next_step", "live"))
     model.save(tmp_path / "model")
     again = AAC.load(tmp_path / "model", aux_loss="auto", aux_coef=None)  # as in the file, and by default
-    assert again.aux_loss == aux_loss and again.aux_coef == (1.0 if again.policy.aux_targets == ("next_step",) else 0.1)
+    assert again.aux_loss == aux_loss and again.aux_coef == {None: None, 0.3: 1.0}.get(aux_coef, aux_coef)
 
 
 @pytest.mark.parametrize("network", [{}, {"memory_actor": True}])
@@ -174,7 +174,7 @@ def test_predicts_episodes_it_has_not_learned_from():
     model = AAC("MlpPolicy", env, aux_loss="next_step", aux_coef=1.0, **options).learn(20_480)
     # Several: one that starts upright has hardly any variance to explain
     episodes = [collect_trajectory(model, make_vec_env("Pendulum-v1", seed=1000 + i), n_steps=200) for i in range(5)]
-    windows = TrajectoryWindows(*(None if p[0] is None else th.cat(p) for p in zip(*episodes, strict=True)))
+    windows = episodes[0].map(lambda *parts: th.cat(parts), *episodes[1:])
     actions = windows.previous_actions[:, 1:]
     before = windows.first(199)
     expected = predict_next(model.policy, before, actions)
