@@ -48,8 +48,9 @@ def filled(starts: np.ndarray, noise_every: int = 0, **options) -> TrajectoryRol
 class Naive:
     """All steps ever, and what a window of them holds"""
 
-    def __init__(self, starts: np.ndarray, n_steps: int, noise_every: int):
+    def __init__(self, starts: np.ndarray, n_steps: int, n_context: int, n_landmarks: int, noise_every: int):
         self.starts, self.noise = starts > 0, []
+        self.n_context, self.n_landmarks = n_context, n_landmarks
         noise = 0
         for step in range(len(starts)):
             noise += bool(noise_every) and (step % n_steps) % noise_every == 0
@@ -65,6 +66,22 @@ class Naive:
         age = step - began[-1] if began else step
         reward = 0.0 if before is None else before + 0.25
         return number(step, env), action, reward, bool(self.starts[step, env]), len(began), float(age), self.noise[step]
+
+    def landmarks(self, first: int, env: int) -> list[tuple | None]:
+        """Of a chunk with this first step: the first steps of the episode so far that have left the context"""
+        steps = [self.of(step, env) for step in range(max(first - self.n_context, 0))]
+        found: list[tuple | None] = [step for step in steps if step[4] == self.of(first - 1, env)[4]]
+        return (found + [None] * self.n_landmarks)[: self.n_landmarks]
+
+
+def check_landmarks(windows, n: int, expected: list[tuple | None]) -> None:
+    assert windows.n_landmarks == len(expected)
+    for slot, step in enumerate(expected):
+        if step is None:
+            assert windows.episode_ids[n, slot] == NO_EPISODE
+            assert windows.observations[n, slot] >= 10  # an observation
+        else:
+            assert content(windows, n, slot) == step
 
 
 def content(windows, n: int, t: int) -> tuple:
@@ -88,6 +105,7 @@ PATTERNS = st.fixed_dictionaries(
         "n_envs": st.integers(1, 3),
         "n_context": st.integers(0, 7),
         "chunk_length": st.integers(1, 7),
+        "n_landmarks": st.integers(0, 3),
         "noise_every": st.integers(0, 3),
         "episode_end": st.sampled_from([0.0, 0.3, 1.0]),
     }
@@ -98,9 +116,9 @@ def drawn(pattern) -> tuple[TrajectoryRolloutBuffer, Naive, int]:
     """A buffer after some rollouts, what it has to hold, and the number of the first step of its last rollout"""
     rng, n_steps = np.random.default_rng(pattern["seed"]), pattern["n_steps"]
     starts = rng.random((n_steps * pattern["n_rollouts"], pattern["n_envs"])) < pattern["episode_end"]
-    options = {name: pattern[name] for name in ("n_steps", "n_context", "chunk_length", "noise_every")}
-    buffer = filled(starts, held_noise=pattern["noise_every"] > 0, **options)
-    return buffer, Naive(starts, n_steps, pattern["noise_every"]), n_steps * (pattern["n_rollouts"] - 1)
+    options = {name: pattern[name] for name in ("n_steps", "n_context", "n_landmarks", "noise_every")}
+    buffer = filled(starts, held_noise=pattern["noise_every"] > 0, chunk_length=pattern["chunk_length"], **options)
+    return buffer, Naive(starts, **options), n_steps * (pattern["n_rollouts"] - 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,11 +129,12 @@ def test_windows_hold_what_happened(pattern):
         for start in starts:
             envs = np.arange(buffer.n_envs)
             windows, actions = buffer.windows(np.full(buffer.n_envs, start), envs, length)
-            width = buffer.n_context + length
-            assert windows.episode_ids.shape == (buffer.n_envs, width) and actions.shape == (buffer.n_envs, length, 2)
+            k, width = buffer.n_landmarks, buffer.n_context + length
+            assert windows.episode_ids.shape == (buffer.n_envs, k + width) and actions.shape == (buffer.n_envs, length, 2)
             for env in envs:
+                check_landmarks(windows, env, naive.landmarks(begin + start, env))
                 for t in range(width):
-                    assert content(windows, env, t) == naive.of(begin + start - buffer.n_context + t, env)
+                    assert content(windows, env, k + t) == naive.of(begin + start - buffer.n_context + t, env)
                 for t in range(length):
                     obs = number(begin + start + t, env)
                     assert actions[env, t].tolist() == [obs + 0.5, -obs]
@@ -128,15 +147,17 @@ def test_windows_of_observations_that_were_not_acted_upon(pattern):
     buffer, naive, begin = drawn(pattern)
     steps, envs = (grid.ravel() for grid in np.meshgrid(np.arange(buffer.buffer_size), np.arange(buffer.n_envs)))
     windows = buffer.bootstrap_windows(steps, envs, -np.arange(len(steps))[:, None].astype(np.float64))
-    assert windows.episode_ids.shape == (len(steps), buffer.n_context + 1) and windows.observations.dtype == th.float32
+    k = buffer.n_landmarks
+    assert windows.episode_ids.shape == (len(steps), k + buffer.n_context + 1) and windows.observations.dtype == th.float32
     for n, (step, env) in enumerate(zip(steps, envs, strict=True)):
         last = begin + step
+        check_landmarks(windows, n, naive.landmarks(last - step % buffer.chunk_length, env))
         for t in range(buffer.n_context):
-            assert content(windows, n, t) == naive.of(last - buffer.n_context + 1 + t, env)
+            assert content(windows, n, k + t) == naive.of(last - buffer.n_context + 1 + t, env)
         obs = number(last, env)
         _, _, _, _, episode, age, noise = naive.of(last, env)
         expected = (-n, (obs + 0.5, -obs), obs + 0.25, False, episode, age + 1, noise)
-        assert content(windows, n, buffer.n_context) == expected
+        assert content(windows, n, k + buffer.n_context) == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -145,15 +166,16 @@ def test_context_of_the_rollout_to_come(pattern):
     """The last steps, and after them the next one of the episode, whose observation is not known yet"""
     buffer, naive, begin = drawn(pattern)
     buffer.reset()
-    windows, n = buffer.context(), buffer.n_context
+    windows, n, k = buffer.context(), buffer.n_context, buffer.n_landmarks
     end = begin + pattern["n_steps"]
-    assert windows.episode_ids.shape == (buffer.n_envs, n + 1)
+    assert windows.episode_ids.shape == (buffer.n_envs, k + n + 1)
     for env in range(buffer.n_envs):
+        check_landmarks(windows, env, naive.landmarks(end, env))
         for t in range(n):
-            assert content(windows, env, t) == naive.of(end - n + t, env)
+            assert content(windows, env, k + t) == naive.of(end - n + t, env)
         obs = number(end - 1, env)
         _, _, _, _, episode, age, _ = naive.of(end - 1, env)
-        assert content(windows, env, n)[1:6] == ((obs + 0.5, -obs), obs + 0.25, False, episode, age + 1)
+        assert content(windows, env, k + n)[1:6] == ((obs + 0.5, -obs), obs + 0.25, False, episode, age + 1)
 
 
 def test_context_before_anything_happened():

@@ -15,7 +15,9 @@ from sb3_attention_ac.type_aliases import EncoderOutput, TrajectoryWindows
 F, E, H = 3, 2, 6  # widths of features, events and latents
 
 
-def incremental(n_context: int, chunk_length: int, n_frames: int = 1, n_layers: int = 1) -> IncrementalEncoder:
+def incremental(
+    n_context: int, chunk_length: int, n_frames: int = 1, n_layers: int = 1, n_landmarks: int = 0
+) -> IncrementalEncoder:
     th.manual_seed(0)
     encoder = TrajectoryEncoder(H, E, 8, n_layers, 2, 16, 0.0, 9.0)
     network = HistoryNetwork(H, n_frames, encoder, 8)
@@ -23,7 +25,7 @@ def incremental(n_context: int, chunk_length: int, n_frames: int = 1, n_layers: 
     with th.no_grad():
         for parameter in [*network.parameters(), *mlp.parameters()]:
             parameter.add_(0.5 * th.randn_like(parameter))
-    return IncrementalEncoder(network, mlp, n_context, chunk_length)
+    return IncrementalEncoder(network, mlp, n_context, chunk_length, n_landmarks)
 
 
 def empty(inc: IncrementalEncoder, n: int) -> KVCache:
@@ -50,23 +52,36 @@ class Steps:
 
 @th.no_grad()
 def step(inc: IncrementalEncoder, cache: KVCache, steps: Steps, t: int) -> EncoderOutput:
+    """As an actor does, who knows the age"""
     starts = steps.starts[:, t]
-    return inc.step(cache, steps.features[:, t], steps.events[:, t], starts if starts.any() else None)
+    cache.age.masked_fill_(starts, 0.0)
+    output = inc.step(cache, steps.features[:, t], steps.events[:, t], starts if starts.any() else None)
+    cache.age.add_(1.0)
+    return output
 
 
 @th.no_grad()
 def one_pass(inc: IncrementalEncoder, steps: Steps, first: int, length: int) -> EncoderOutput:
-    """What a training window gives for a chunk: its context before it, with nothing where nothing was"""
-    n, begin = len(steps.ids), first - inc.n_context
+    """What a training window gives for a chunk: its context before it, with nothing where nothing was, and landmarks"""
+    n, k, begin = len(steps.ids), inc.n_landmarks, first - inc.n_context
     before = max(-begin, 0)
+    # The first steps of the present episode, of those that have left the context
+    landmarks = th.full((n, k), -1)
+    for row in range(n):
+        episode = [t for t in range(max(begin, 0)) if steps.ids[row, t] == steps.ids[row, first - 1]][:k]
+        landmarks[row, : len(episode)] = th.tensor(episode, dtype=th.long)
 
     def window(x: th.Tensor, fill: float) -> th.Tensor:
-        part = x[:, max(begin, 0) : first + length]
-        return th.cat([th.full((n, before, *x.shape[2:]), fill, dtype=x.dtype), part], dim=1)
+        parts = [th.full((n, before, *x.shape[2:]), fill, dtype=x.dtype), x[:, max(begin, 0) : first + length]]
+        if k > 0:
+            found = x[th.arange(n).unsqueeze(1), landmarks.clamp(min=0)]
+            found[landmarks < 0] = fill
+            parts = [found, *parts]
+        return th.cat(parts, dim=1)
 
     ids = window(steps.ids, -1)
     nothing = th.zeros(n, ids.shape[1])
-    windows = TrajectoryWindows(window(steps.features, 0.0), nothing, nothing, nothing > 0, ids, nothing)
+    windows = TrajectoryWindows(window(steps.features, 0.0), nothing, nothing, nothing > 0, ids, nothing, n_landmarks=k)
     return inc.network(inc.mlp, windows.observations, window(steps.events, 0.0), windows, length)
 
 
@@ -74,8 +89,8 @@ def assert_same(ours: EncoderOutput, theirs: EncoderOutput) -> None:
     th.testing.assert_close(tuple(ours), tuple(theirs), rtol=1e-4, atol=1e-5)
 
 
-def check(n_context: int, chunk_length: int, n_frames: int, n_layers: int, steps: Steps) -> None:
-    inc = incremental(n_context, chunk_length, n_frames, n_layers)
+def check(n_context: int, chunk_length: int, n_frames: int, n_layers: int, n_landmarks: int, steps: Steps) -> None:
+    inc = incremental(n_context, chunk_length, n_frames, n_layers, n_landmarks)
     cache = empty(inc, len(steps.ids))
     length = steps.ids.shape[1]
     outputs = [step(inc, cache, steps, t) for t in range(length)]
@@ -89,18 +104,21 @@ def check(n_context: int, chunk_length: int, n_frames: int, n_layers: int, steps
 @pytest.mark.parametrize("n_layers", [1, 2])
 @pytest.mark.parametrize("n_frames", [1, 2, 4])
 @pytest.mark.parametrize(("n_context", "chunk_length"), [(4, 4), (5, 2), (2, 5), (1, 1), (0, 3), (3, 20)])
-@pytest.mark.parametrize("episode_end", [0.0, 0.15, 1.0])
-def test_stepping_equals_one_pass(n_context, chunk_length, n_frames, n_layers, episode_end):
-    check(n_context, chunk_length, n_frames, n_layers, Steps(3, 14, episode_end))
+@pytest.mark.parametrize("n_landmarks", [0, 2])
+@pytest.mark.parametrize("episode_end", [0.0, 0.15])
+def test_stepping_equals_one_pass(n_context, chunk_length, n_frames, n_layers, n_landmarks, episode_end):
+    check(n_context, chunk_length, n_frames, n_layers, n_landmarks, Steps(3, 14, episode_end))
 
 
 WIDTHS = st.integers(0, 6), st.integers(1, 6), st.integers(1, 5)
 
 
 @settings(max_examples=25, deadline=None)
-@given(*WIDTHS, st.sampled_from([0.0, 0.2, 0.5]), st.integers(1, 16), st.integers(0, 99))
-def test_stepping_equals_one_pass_whatever_the_lengths(n_context, chunk_length, n_frames, episode_end, length, seed):
-    check(n_context, chunk_length, n_frames, 2, Steps(2, length, episode_end, seed))
+@given(*WIDTHS, st.integers(0, 5), st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.integers(1, 16), st.integers(0, 99))
+def test_stepping_equals_one_pass_whatever_the_lengths(
+    n_context, chunk_length, n_frames, n_landmarks, episode_end, length, seed
+):
+    check(n_context, chunk_length, n_frames, 2, n_landmarks, Steps(2, length, episode_end, seed))
 
 
 def test_what_is_forgotten_is_forgotten():
@@ -132,29 +150,33 @@ def joined(*caches: KVCache) -> KVCache:
 
 @pytest.mark.parametrize("n_frames", [1, 2, 4])
 @pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("n_landmarks", [0, 2])
 @pytest.mark.parametrize("episode_end", [0.0, 0.2])
-def test_rows_at_different_positions(n_frames, n_layers, episode_end):
+def test_rows_at_different_positions(n_frames, n_layers, n_landmarks, episode_end):
     """Environments that began at different times, as in states of ``predict`` put together"""
-    inc, steps = incremental(3, 4, n_frames, n_layers), Steps(3, 20, episode_end)
+    inc, steps = incremental(3, 4, n_frames, n_layers, n_landmarks), Steps(3, 20, episode_end)
     ahead, alone, outputs = (0, 3, 5), [], []
     for row, n in enumerate(ahead):
         cache, own = empty(inc, 1), steps.rows(row)
         outputs.append([step(inc, cache, own, t) for t in range(n)])
         alone.append(cache)
     together = joined(*(KVCache._make(part.clone() for part in cache) for cache in alone))
-    assert together.position.tolist() == [3, 6, 4]  # the last one has made room once
+    # The last one has made room once
+    assert together.position.tolist() == [n_landmarks + slot for slot in (3, 6, 4)]
     for k in range(12):
         index = th.tensor([[n + k] for n in ahead])
         starts = steps.starts.gather(1, index)[:, 0]
         pick = th.arange(3)
         args = steps.features[pick, index[:, 0]], steps.events[pick, index[:, 0]], starts if starts.any() else None
         with th.no_grad():
+            together.age.masked_fill_(starts, 0.0)
             output = inc.step(together, *args)
+            together.age.add_(1.0)
         for row, n in enumerate(ahead):
             expected = step(inc, alone[row], steps.rows(row), n + k)
             assert_same(EncoderOutput(*(part[row : row + 1] for part in output)), expected)
     for ours, theirs in zip(together, joined(*alone), strict=True):
-        if ours.dim() < 3:  # slots that hold nothing yet may differ
+        if ours.dim() < 3:
             assert th.equal(ours, theirs)
 
 
@@ -175,6 +197,32 @@ def test_positions_and_starts():
         ([5, 5], [1, 0]),
         ([4, 4], [0, 0]),
         ([5, 5], [0, 0]),
+    ]
+
+
+def test_landmarks_are_the_first_steps_that_have_left_the_context():
+    """Two landmarks, a context of one and chunks of two: slots 0 and 1, 2, and 3 and 4"""
+    inc, steps = incremental(1, 2, n_landmarks=2), Steps(1, 9, 0.0)
+    steps.starts[0, 6] = True
+    cache, seen = empty(inc, 1), []
+    for t in range(9):
+        step(inc, cache, steps, t)
+        seen.append((cache.position.tolist(), cache.start.tolist(), cache.landmark_ages[0].tolist()))
+        for slot, age in enumerate(cache.landmark_ages[0].tolist()):
+            if age >= 0:
+                began = 0 if t < 6 else 6
+                assert th.equal(cache.features[0, slot], steps.features[0, began + int(age)])
+                assert th.equal(cache.events[0, slot], steps.events[0, began + int(age)])
+    assert seen == [
+        ([4], [3], [-1, -1]),
+        ([5], [3], [-1, -1]),
+        ([4], [2], [0, -1]),  # step 0 has left the context
+        ([5], [2], [0, -1]),
+        ([4], [2], [0, 1]),  # steps 1 and 2 have: the first ones stay
+        ([5], [2], [0, 1]),
+        ([4], [3], [-1, -1]),  # an episode starts
+        ([5], [3], [-1, -1]),
+        ([4], [2], [0, -1]),
     ]
 
 
@@ -234,12 +282,16 @@ def test_without_context_a_prefill_sets_the_position_alone():
 def test_an_empty_cache():
     inc = incremental(3, 4, n_layers=2)
     cache = inc.empty(5, F, E, 7)
-    shapes = [(5, 7, F), (5, 7, E), (5, 2, 2, 7, 4), (5, 2, 2, 7, 4), (5, 7), (5,), (5,), (5,)]
+    shapes = [(5, 7, F), (5, 7, E), (5, 2, 2, 7, 4), (5, 2, 2, 7, 4), (5, 7), (5,), (5,), (5,), (5, 0)]
     assert [tuple(part.shape) for part in cache] == shapes
     assert cache.position.tolist() == cache.start.tolist() == [3] * 5
     assert cache.position.dtype == cache.start.dtype == th.int64
     assert all(part.dtype == th.float32 and part.abs().max() == 0 for part in cache[:6])
-    assert (inc.n_context, inc.n_slots) == (3, 7)
+    assert (inc.n_landmarks, inc.n_context, inc.n_before, inc.n_slots) == (0, 3, 3, 7)
+    with_landmarks = incremental(3, 4, n_landmarks=2)
+    cache = empty(with_landmarks, 5)
+    assert cache.landmark_ages.tolist() == [[-1, -1]] * 5 and cache.landmark_ages.dtype == th.float32
+    assert cache.position.tolist() == cache.start.tolist() == [5] * 5 and cache.features.shape == (5, 9, F)
 
 
 def test_a_network_without_attention_has_nothing_to_remember():

@@ -68,6 +68,7 @@ def make_buffer(policy, n_steps: int, n_envs: int, gae_lambda: float = 0.9) -> T
         n_envs=n_envs,
         n_context=policy.architecture.n_context,
         chunk_length=policy.chunk_length,
+        n_landmarks=policy.architecture.n_landmarks,
         held_noise=policy.use_sde and not policy.memory_actor,
     )
     policy.chunk_length = buffer.chunk_length
