@@ -102,10 +102,9 @@ def check(n_context: int, chunk_length: int, n_frames: int, n_layers: int, n_lan
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])
-@pytest.mark.parametrize("n_frames", [1, 2, 4])
+@pytest.mark.parametrize("n_frames", [1, 3])
 @pytest.mark.parametrize(("n_context", "chunk_length"), [(4, 4), (5, 2), (2, 5), (1, 1), (0, 3), (3, 20)])
-@pytest.mark.parametrize("n_landmarks", [0, 2])
-@pytest.mark.parametrize("episode_end", [0.0, 0.15])
+@pytest.mark.parametrize(("n_landmarks", "episode_end"), [(0, 0.15), (2, 0.1)])
 def test_stepping_equals_one_pass(n_context, chunk_length, n_frames, n_layers, n_landmarks, episode_end):
     check(n_context, chunk_length, n_frames, n_layers, n_landmarks, Steps(3, 14, episode_end))
 
@@ -148,10 +147,9 @@ def joined(*caches: KVCache) -> KVCache:
     return KVCache._make(th.cat(parts) for parts in zip(*caches, strict=True))
 
 
-@pytest.mark.parametrize("n_frames", [1, 2, 4])
+@pytest.mark.parametrize("n_frames", [1, 4])
 @pytest.mark.parametrize("n_layers", [1, 2])
-@pytest.mark.parametrize("n_landmarks", [0, 2])
-@pytest.mark.parametrize("episode_end", [0.0, 0.2])
+@pytest.mark.parametrize(("n_landmarks", "episode_end"), [(0, 0.0), (0, 0.2), (2, 0.1)])
 def test_rows_at_different_positions(n_frames, n_layers, n_landmarks, episode_end):
     """Environments that began at different times, as in states of ``predict`` put together"""
     inc, steps = incremental(3, 4, n_frames, n_layers, n_landmarks), Steps(3, 20, episode_end)
