@@ -174,7 +174,7 @@ class MemoryActorArchitecture(Architecture):
                 if not isinstance(mlp, nn.Sequential):
                     raise ValueError(
                         f"local_window={n} and age_input={self.age_input} widen the first layer of mlp_extractor.{name}, "
-                        f"which has to be a torch.nn.Sequential, but is {type(mlp).__name__}: use local_window=1, age_input=False."
+                        f"which has to be a torch.nn.Sequential, but is {type(mlp).__name__}: use local_window=1."
                     )
                 setattr(mlp_extractor, name, widened(mlp, features_dim, features_dim * n + extra))
         latent_dims = mlp_extractor.latent_dim_pi, mlp_extractor.latent_dim_vf
