@@ -77,11 +77,14 @@ class AttentionQ(nn.Module):
         return (self.distribution.grouped(weights) * score).sum(dim=(-2, -1))
 
     @th.no_grad()
-    def tilt(self, latent: th.Tensor, given: ActionParameters, log_std: th.Tensor | None) -> th.Tensor:
+    def tilt(
+        self, latent: th.Tensor, given: ActionParameters, log_std: th.Tensor | None, in_rollout: bool = False
+    ) -> th.Tensor:
         """
         :param latent: [N, latent_dim]
         :param given: The distributions before
         :param log_std: Logarithm of the standard deviations (Box), else None
+        :param in_rollout: Whether to note beta and KL divergence, to be logged with the rollout
         :return: What to add to their parameters, whether or not the gate is open, [N, n_parameters]
         """
         weights: th.Tensor = self.head(latent)
@@ -94,7 +97,8 @@ class AttentionQ(nn.Module):
             variance, weights = weights.square().sum(dim=-1), weights * log_std.exp()
         beta = (2 * KL_BOUND / variance.clamp(min=1e-12)).sqrt().clamp(max=MAX_BETA)
         offsets = beta.unsqueeze(-1) * weights
-        self._tilted.append((float(beta.mean()), float(self.divergence(given, offsets, log_std).mean())))
+        if in_rollout:
+            self._tilted.append((float(beta.mean()), float(self.divergence(given, offsets, log_std).mean())))
         return offsets
 
     def divergence(self, given: ActionParameters, offsets: th.Tensor, log_std: th.Tensor | None) -> th.Tensor:

@@ -429,7 +429,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         return self.memory_actor or self.tilts
 
     def _decide(
-        self, obs: PyTorchObs, output: EncoderOutput, masks: th.Tensor | None, tilts: bool
+        self, obs: PyTorchObs, output: EncoderOutput, masks: th.Tensor | None, tilts: bool, in_rollout: bool = False
     ) -> tuple[ActionParameters, th.Tensor | None]:
         """The action distributions of a step, and what Q_att added to them, from what the network that acts makes of it"""
         if self.memory_actor:
@@ -438,7 +438,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
         offsets = None
         if self.attention_q is not None and tilts:
-            offsets = self.attention_q.tilt(output.latent, given, frozen_log_std(self))
+            offsets = self.attention_q.tilt(output.latent, given, frozen_log_std(self), in_rollout)
             given = given._replace(parameters=given.parameters + offsets)
         return given, offsets
 
@@ -468,7 +468,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             if stepped is None or cache is None:
                 given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
             else:
-                given, offsets = self._decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts)
+                given, offsets = self._decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts, in_rollout=True)
             actions, log_prob = self._sample(given, deterministic)
             if cache is not None:
                 cache.previous_action.copy_(actions)

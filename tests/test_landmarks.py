@@ -1,0 +1,143 @@
+"""Landmarks: the first steps of an episode stay readable, and acting sees those that training sees."""
+
+import numpy as np
+import pytest
+import torch as th
+from hypothesis import given, settings
+from test_buffers import add_step, make
+from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, recorded, rollouts
+
+from sb3_attention_ac.acting import MemoryActor
+from sb3_attention_ac.evaluation import evaluate_actions
+from sb3_attention_ac.landmarks import first_steps
+from sb3_attention_ac.networks.preprocessing import stack_frames
+from sb3_attention_ac.type_aliases import TrajectoryWindows
+
+FEW = settings(max_examples=8, deadline=None)
+ACTORS = {
+    "memory actor": {"memory_actor": True},
+    "shared, two layers": {"memory_actor": True, "share_encoder": True, "n_layers": 2},
+    "Q_att": {"attention_q": True},
+}
+
+
+# What a buffer's windows hold is tested in test_buffers.py, a KV cache's in test_kv_cache.py
+
+
+@FEW
+@given(rollouts)
+@pytest.mark.parametrize("actor", ACTORS)
+@pytest.mark.parametrize("n_landmarks", [1, 3])
+def test_first_ratio_is_one(n_landmarks, actor, rollout):
+    """Acting step by step gives the log probabilities and offsets of one pass, over several rollouts."""
+    rng = np.random.default_rng(rollout["seed"])
+    options = {"n_landmarks": n_landmarks, "chunk_length": rollout["chunk_length"], **ACTORS[actor]}
+    policy = make_policy(rollout["context_length"], ACTION_SPACES["Discrete"], **options)
+    if policy.attention_q is not None:
+        policy.attention_q.evidence.fill_(5.0)
+    buffer, outputs = make_buffer(policy, rollout["n_steps"], rollout["n_envs"]), []
+    assert buffer.n_landmarks == n_landmarks
+    starts = np.ones(rollout["n_envs"], dtype=bool)
+    for _ in range(3):
+        starts = fill(buffer, rng, starts, rollout["episode_end"], recorded(policy.start_acting, outputs))
+        for batch in buffer.get_windows(4):
+            with th.no_grad():
+                encoded = policy.encode_windows(batch.windows, batch.actions.shape[1])
+                if policy.memory_actor:
+                    log_prob = evaluate_actions(policy, encoded, batch)[0]
+                    th.testing.assert_close(log_prob, batch.old_log_prob, rtol=0, atol=1e-4)
+                else:
+                    weights = policy.attention_q.head(encoded.critic.latent)
+                    th.testing.assert_close(
+                        th.nn.functional.normalize(weights, dim=-1),
+                        th.nn.functional.normalize(batch.logit_offsets, dim=-1),
+                        rtol=0,
+                        atol=1e-3,
+                    )
+
+
+def test_a_stale_landmark_is_found(monkeypatch):
+    """The test above fails if acting keeps other steps than training."""
+    rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 2, "chunk_length": 3, "episode_end": 0.05}
+    check = test_first_ratio_is_one.hypothesis.inner_test
+    check(2, "memory actor", rollout)
+    prefill = MemoryActor.prefill
+
+    def without(self, windows):
+        cache = prefill(self, windows)
+        cache.landmark_ages.fill_(-1.0)
+        return cache
+
+    monkeypatch.setattr(MemoryActor, "prefill", without)
+    with pytest.raises(AssertionError):
+        check(2, "memory actor", rollout)
+
+
+@pytest.mark.parametrize("n_landmarks", [0, 2])
+@pytest.mark.parametrize("actor", [{}, {"memory_actor": True}])
+@th.no_grad()
+def test_how_far_back_a_step_sees(n_landmarks, actor):
+    """With a context of two steps, a chunk of two and two landmarks, step 8 sees steps 0, 1, 6 and 7."""
+    policy = make_policy(2, n_landmarks=n_landmarks, chunk_length=2, local_window=1, **actor)
+    seen = []
+    for changed in range(10):
+        buffer, rng = make_buffer(policy, 10, 1), np.random.default_rng(0)
+        buffer.reset()
+        for step in range(10):
+            obs = rng.normal(size=(1, 3)) + float(step == changed)
+            buffer.add(obs, np.zeros(1), np.zeros(1), np.array([step == 0]))
+        windows, _ = buffer.windows(np.array([8]), np.array([0]), 2)
+        seen.append(policy.encode_windows(windows, 2).acting.latent[0, 0])
+    different = {step for step in range(9) if not th.equal(seen[step], seen[9])}  # step 9 is not seen
+    assert different == ({0, 1, 6, 7, 8} if n_landmarks else {6, 7, 8})
+
+
+def test_what_is_chosen_while_acting():
+    """The lowest ages of those of the episode, the others last; ties in their order"""
+    ages = th.tensor([[5.0, 2.0, -1.0, 3.0], [7.0, 0.0, 1.0, 2.0], [4.0, 4.0, 4.0, 1.0]])
+    valid = th.tensor([[True, True, False, True], [False, True, True, True], [True, False, True, False]])
+    assert first_steps(ages, valid, 2).tolist() == [[1, 3], [1, 2], [0, 2]]
+    assert first_steps(ages, valid, 4).tolist() == [[1, 3, 0, 2], [1, 2, 3, 0], [0, 2, 1, 3]]
+
+
+def test_landmarks_have_no_neighbours():
+    """Their stacked frames are empty, and they are no frames of the steps after them."""
+    features, ids = th.arange(1.0, 6.0).reshape(1, 5, 1), th.zeros((1, 5), dtype=th.long)
+    assert stack_frames(features, ids, 2, n_landmarks=2)[0].tolist() == [
+        [1, 0, 0],
+        [2, 0, 0],
+        [3, 0, 0],
+        [4, 0, 3],
+        [5, 3, 4],
+    ]
+    assert stack_frames(features, ids, 0, n_landmarks=2) is features
+
+
+def test_a_rollout_that_was_stopped_leaves_its_landmarks():
+    """Rollouts of six steps in chunks of two, of which five were taken: the next one goes on from there."""
+    buffer = make(n_steps=6, n_envs=1, n_context=1, chunk_length=2, n_landmarks=2)
+    buffer.reset()
+    for step in range(5):
+        add_step(buffer, step, np.array([step == 0]))
+    buffer.reset()
+    for step in range(5, 11):
+        add_step(buffer, step, np.array([False]))
+    windows, _ = buffer.windows(np.array([0]), np.array([0]), 2)
+    assert windows.n_landmarks == 2
+    assert windows.observations.flatten().tolist() == [10, 20, 50, 60, 70]
+    assert windows.ages.tolist() == [[0, 1, 4, 5, 6]] and windows.episode_ids.tolist() == [[1] * 5]
+
+
+def test_windows_keep_the_number_of_their_landmarks():
+    ids = th.zeros((2, 5), dtype=th.long)
+    nothing = th.zeros(2, 5)
+    windows = TrajectoryWindows(nothing.unsqueeze(-1), nothing.unsqueeze(-1), nothing, nothing > 0, ids, nothing, None, 2)
+    assert windows.first(4).n_landmarks == 2 and windows.last(2).n_landmarks == 0
+    assert windows.map(lambda x, y: th.cat([x, y], 1), windows).episode_ids.shape == (2, 10)
+
+
+def test_landmarks_need_attention():
+    with pytest.raises(ValueError, match="n_landmarks=2 needs attention, but n_layers=0"):
+        make_policy(3, n_landmarks=2, n_layers=0)
+    with pytest.raises(ValueError, match="n_landmarks=-1"):
+        make_policy(3, n_landmarks=-1)
