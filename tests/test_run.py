@@ -200,7 +200,9 @@ def test_every_step_is_seen_once(memory_actor):
     model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": memory_actor}, **options).learn(80)
     model.rollout_buffer.returns[:] = np.arange(80).reshape(40, 2)
     model.rollout_buffer._targets = {}
-    update = make_update(model.policy, model.rollout_buffer, model.recent_trajectories, model._coefficients(0.2), TrainLog(0.2))
+    update = make_update(
+        model.policy, model.rollout_buffer, model.recent_trajectories, model._coefficients(0.2), TrainLog(0.2)
+    )
     batches = [batch for epoch in range(1 if memory_actor else 4) for batch in update.minibatches(epoch)]
     if memory_actor:
         batches = [windows for windows, _ in batches]
