@@ -229,7 +229,7 @@ def trials(n: int) -> list[tuple[optuna.Trial, dict[str, Any]]]:
 def test_samples_are_valid_arguments():
     for _, hyperparams in trials(8):
         model = AttentionActorCritic("MlpPolicy", "CartPole-v1", **hyperparams, device="cpu")
-        assert model.policy.context_length == hyperparams["policy_kwargs"]["context_length"]
+        assert model.policy.architecture.context_length == hyperparams["policy_kwargs"]["context_length"]
 
 
 def test_converter_gives_what_was_sampled():
