@@ -1,7 +1,10 @@
 # Everything runs in .venv, which is made when it is missing:
 #   make train    train on CartPole-v1 with RL Zoo, evaluate, and plot the learning curve
-#   make test     all checks: ruff, mypy, pytest
+#   make test     all checks: ruff, mypy, the layer contract, docs, quick tests
 #   make slow     the tests that train for minutes, install packages into new environments, or kill processes
+#   make docs     the documentation, in docs/_build/html
+#   make tables   the tables of the results pages, from the CSV files in benchmarks/
+#   make mutants  mutation testing of the algorithm (an hour)
 # Variables: PYTHON (interpreter to build .venv with), TORCH (what to install as PyTorch), ENV (environment to train on)
 
 PYTHON ?= python3
@@ -14,13 +17,13 @@ READY := .venv/ready
 # Small networks are slower with several threads
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test quick slow lint type format clean
+.PHONY: train test quick slow lint type layers docs tables mutants format clean
 
 train: $(READY)
 	$(BIN)/python -m rl_zoo3.train --algo aac --env $(ENV) --eval-freq 5000 --progress
 	$(BIN)/python examples/plot_training.py --env $(ENV)
 
-test: lint type quick
+test: lint type layers docs quick
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow" --durations=10
@@ -35,6 +38,15 @@ lint: $(READY)
 type: $(READY)
 	$(BIN)/mypy
 
+layers: $(READY)
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+tables: $(READY)
+	$(BIN)/python benchmarks/last_returns.py
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -44,7 +56,7 @@ format: $(READY)
 $(READY): setup.cfg pyproject.toml $(wildcard startup/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --no-compile $(TORCH)
-	$(BIN)/python -m pip install --no-compile -e ".[envs,tests,video]"
+	$(BIN)/python -m pip install --no-compile -e ".[docs,envs,tests,video]"
 	touch $@
 
 clean:

@@ -219,6 +219,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             **{
                 "n_context": self.policy.architecture.n_context,
                 "chunk_length": self.policy.architecture.longest_chunk,
+                "n_landmarks": self.policy.architecture.n_landmarks,
                 "held_noise": self.use_sde and not self.policy.memory_actor,
                 **self.rollout_buffer_kwargs,
             },
@@ -268,7 +269,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self.batch_size = min(default, rollout) if self.policy.memory_actor else default
         if self.aux_loss == "auto":
             self.aux_loss = list(targets) or None
-        if self.aux_coef is None:
+        if self.aux_coef is None and targets:
             self.aux_coef = NEXT_STEP_COEF if targets == ("next_step",) else MASKED_COEF
         n_envs = None if self.env is None else self.n_envs
         check_rollout(self.batch_size, self.n_steps, n_envs, self.normalize_advantage, self.rollout_buffer_class)
@@ -444,7 +445,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         return float(schedule(self._current_progress_remaining))
 
     def _coefficients(self, clip_range: float) -> Coefficients:
-        assert self.batch_size is not None and self.aux_coef is not None
+        assert self.batch_size is not None
         return Coefficients(
             self.batch_size,
             clip_range,
@@ -452,7 +453,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self.normalize_advantage,
             self.ent_coef,
             self.vf_coef,
-            self.aux_coef,
+            self.aux_coef or 0.0,
             self.mask_ratio,
         )
 

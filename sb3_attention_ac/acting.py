@@ -89,11 +89,20 @@ class MemoryActor:
     :param chunk_length: Steps between two rebuilds of a cache: the chunk length of training, so that a step sees the same past
     :param features_dim: Width of the features of an observation
     :param action_dim: Number of action dimensions in the buffer
+    :param n_landmarks: Earlier steps that stay readable
     """
 
-    def __init__(self, encoder: HistoryEncoder, n_context: int, chunk_length: int, features_dim: int, action_dim: int):
+    def __init__(
+        self,
+        encoder: HistoryEncoder,
+        n_context: int,
+        chunk_length: int,
+        features_dim: int,
+        action_dim: int,
+        n_landmarks: int = 0,
+    ):
         self.encoder = encoder
-        self.incremental = IncrementalEncoder(encoder.network, encoder.mlp, n_context, chunk_length)
+        self.incremental = IncrementalEncoder(encoder.network, encoder.mlp, n_context, chunk_length, n_landmarks)
         self.features_dim, self.action_dim = features_dim, action_dim
 
     def empty(self, n_envs: int) -> KVCache:
@@ -106,14 +115,16 @@ class MemoryActor:
     @th.no_grad()
     def prefill(self, windows: TrajectoryWindows) -> KVCache:
         """
-        :param windows: The last n_context steps of each environment, and after them the one to come, which is not read
+        :param windows: Landmarks and the last n_context steps of each environment, and after them the one to come, which is
+            not read
         :return: A cache of their last episode
         """
-        cache, n = self.empty(len(windows.episode_ids)), self.incremental.n_context
+        cache, n, k = self.empty(len(windows.episode_ids)), self.incremental.n_before, self.incremental.n_landmarks
         cache.previous_action.copy_(windows.previous_actions[:, -1])
         cache.age.copy_(windows.ages[:, -1])
         current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_context]
-        cache.start.copy_(n - current.sum(dim=1))
+        cache.start.copy_(n - current[:, k:].sum(dim=1))
+        cache.landmark_ages.copy_(th.where(current[:, :k], windows.ages[:, :k], -1.0))
         if current.any():
             context = windows.first(n)
             cache.features[:, :n] = self.encoder.features(context)

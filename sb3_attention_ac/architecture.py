@@ -49,6 +49,7 @@ class Architecture(ABC):
     share_encoder: bool
     attention_q: bool
     age_input: bool
+    n_landmarks: int
     use_sde: bool
 
     @property

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac.gae import generalized_advantages
+from sb3_attention_ac.landmarks import LandmarkStorage
 from sb3_attention_ac.step_storage import RolloutTensors, StepStorage
 from sb3_attention_ac.type_aliases import TrajectoryWindows, TransitionSamples, WindowSamples, map_obs, split_batch
 
@@ -35,6 +36,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     :param chunk_length: How many consecutive steps of a rollout are handed out together at most, at least 1. Chunks are made
         as equal as can be: the steps of a much shorter one would weigh more, as its minibatches are smaller.
     :param held_noise: Whether actions are sampled with noise that is held for some steps (gSDE), see :meth:`start_noise`
+    :param n_landmarks: How many earlier steps of its episode are put before each window, at least 0
     """
 
     mlp_values: np.ndarray
@@ -54,17 +56,20 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         n_context: int = 32,
         chunk_length: int = 32,
         held_noise: bool = False,
+        n_landmarks: int = 0,
     ):
         if n_context < 0 or chunk_length < 1:
             raise ValueError(
                 f"n_context={n_context} and chunk_length={chunk_length} were given, "
                 "but n_context must be at least 0 and chunk_length at least 1."
             )
-        self.n_history = n_context + 1
         self.n_context = n_context
         self.chunk_length = equal_chunks(buffer_size, chunk_length)
+        self.n_history = n_context + 1 + (self.chunk_length if n_landmarks > 0 else 0)
         self.held_noise = held_noise
+        self.n_landmarks = n_landmarks
         self._storage: StepStorage | None = None
+        self._landmarks: LandmarkStorage | None = None
         self._tensors: RolloutTensors | None = None
         self._targets: dict[str, th.Tensor | None] = {}
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
@@ -82,8 +87,12 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         if self._storage is None:
             spaces_ = self.observation_space, self.action_space
             self._storage = StepStorage(self.n_history, self.buffer_size, self.n_envs, *spaces_, self.held_noise)
+            if self.n_landmarks > 0:
+                self._landmarks = LandmarkStorage(self._storage, self.n_landmarks, self.n_context, self.chunk_length)
         elif self.pos > 0:
             self._storage.start_rollout(self.pos)
+            if self._landmarks is not None:
+                self._landmarks.start_rollout(self.pos)
         vars(self).update(self._storage.rollout())  # public views: observations, actions, rewards, episode_starts, ...
         shape = (self.buffer_size, self.n_envs)
         for name in ("values", "mlp_values", "log_probs", "advantages", "returns"):
@@ -121,6 +130,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param action_masks: True where an action was allowed, [n_envs, mask_dim]
         :param logit_offsets: What Q_att added to logits or means, [n_envs, n_parameters]
         """
+        if self._landmarks is not None:
+            self._landmarks.add(self.pos)
         self.storage.add(self.pos, obs, action, reward, episode_start)
         if value is not None:
             self.values[self.pos] = value.detach().cpu().numpy().flatten()
@@ -199,7 +210,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     def tensors(self) -> RolloutTensors:
         """:return: The rollout on the device; transferred once"""
         if self._tensors is None:
-            self._tensors = self.storage.tensors(self.device)
+            landmarks = None if self._landmarks is None else self._landmarks.tensors(self.device)
+            self._tensors = self.storage.tensors(self.device)._replace(landmarks=landmarks)
         return self._tensors
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
@@ -230,21 +242,24 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param starts: First step of each chunk, [N]
         :param envs: Environment of each chunk, [N]
         :param length: Length of the chunks, n
-        :return: Windows of n_context + n steps, and the actions of the chunks, [N, n, action_dim]
+        :return: Windows of n_landmarks + n_context + n steps, and the actions of the chunks, [N, n, action_dim]
         """
         steps, env = self._grid(starts, envs, length)
         context = th.arange(-self.n_context, 0, device=self.device)
         rows = self.n_history + th.cat([steps[:, :1] + context, steps], dim=1)  # [N, n_context + n]
         data = self.tensors()
-        return data.windows(rows, env), data.actions[self.n_history + steps, env]
+        return data.windows(rows, env, steps[:, :1] // self.chunk_length), data.actions[self.n_history + steps, env]
 
     def context(self) -> TrajectoryWindows:
         """:return: The last n_context steps of the rollout before, and the step to come, whose observation is not known yet"""
         row = self.n_history
         envs = th.arange(self.n_envs, device=self.device).unsqueeze(1)
-        rows = th.arange(1, row + 1, device=self.device).expand(self.n_envs, -1)  # [n_envs, n_context + 1]
+        rows = th.arange(row - self.n_context, row + 1, device=self.device).expand(self.n_envs, -1)  # [n_envs, n_context + 1]
         self.storage.expect(0)
-        return self.storage.tensors(self.device, row + 1).windows(rows, envs)
+        data = self.storage.tensors(self.device, row + 1)
+        if self._landmarks is not None:
+            data = data._replace(landmarks=self._landmarks.tensors(self.device))
+        return data.windows(rows, envs, th.zeros_like(envs))
 
     def _grid(self, starts: np.ndarray, envs: np.ndarray, length: int) -> tuple[th.Tensor, th.Tensor]:
         """:return: The steps [N, length] and the environments [N, 1] of chunks"""
@@ -258,13 +273,13 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param steps: Last step before each observation, [N]
         :param envs: Environment of each observation, [N]
         :param observations: The observations, [N, *obs_shape]
-        :return: Windows of n_context + 1 steps
+        :return: Windows of n_landmarks + n_context + 1 steps
         """
         env = th.as_tensor(envs, device=self.device).unsqueeze(1)  # [N, 1]
         last = th.as_tensor(steps, device=self.device).unsqueeze(1) + self.n_history  # [N, 1]
         rows = last + th.arange(1 - self.n_context, 1, device=self.device)  # [N, n_context]
         data = self.tensors()
-        context = data.windows(rows, env)
+        context = data.windows(rows, env, (last - self.n_history) // self.chunk_length)
 
         def append(window: th.Tensor, new: th.Tensor) -> th.Tensor:
             return th.cat([window, new.to(window.dtype).reshape(len(window), 1, *window.shape[2:])], dim=1)
@@ -280,6 +295,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             append(context.episode_ids, data.episode_ids[last, env]),
             append(context.ages, data.ages[last, env] + 1),
             noise_ids,
+            context.n_landmarks,
         )
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:

@@ -89,7 +89,7 @@ def attention_weights(policy: AttentionActorCriticPolicy, windows: TrajectoryWin
         x, rotary, mask = inputs[:3]
         queries, keys, _ = block.queries_keys_values(x, rotary)
         scores = queries[:, :, -mask.shape[2] :] @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])  # [1, n_heads, W, W]
-        recorded.append(scores.masked_fill(~mask, -math.inf).softmax(dim=-1)[0])
+        recorded.append((scores + mask).softmax(dim=-1)[0])
 
     policy.set_training_mode(False)
     hooks = [block.register_forward_pre_hook(record) for block in encoder.blocks]

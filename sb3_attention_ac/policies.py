@@ -69,6 +69,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param attention_q: Whether to tilt the action distribution by an advantage read from what attention has seen, see
         :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, ``predict`` has none to give
     :param age_input: Whether the encoder reads how many steps the episode has lasted
+    :param n_landmarks: How many steps of the episode, its first ones, stay readable after they have left the context
     :param actor_keys: Which entries of Dict observations the actor reads, None for all. ``predict`` needs no others
     :param critic_keys: Which entries the critic reads, None for all
     :param aux_targets: What the self-supervised losses predict; None for the next step with a memory actor, else nothing
@@ -94,6 +95,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         share_encoder: bool = False,
         attention_q: bool = False,
         age_input: bool = False,
+        n_landmarks: int = 0,
         actor_keys: Sequence[str] | None = None,
         critic_keys: Sequence[str] | None = None,
         aux_targets: Sequence[str] | None = None,
@@ -115,6 +117,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             share_encoder=share_encoder,
             attention_q=attention_q,
             age_input=age_input,
+            n_landmarks=n_landmarks,
             use_sde=bool(kwargs.get("use_sde")),
         )
         check_network(self.architecture)
@@ -361,8 +364,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :return: actions, values [N, 1] and log probabilities of the actions [N]
         """
         given, values = self._single_steps(obs, self.checked_masks(action_masks, obs))
-        actions = self.distribution.sample(given, self.log_std_or_none, deterministic)
-        log_prob, _ = self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
+        actions, log_prob = self.distribution.sample(given, self.log_std_or_none, deterministic)
         return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
 
     def evaluate_actions(
@@ -441,7 +443,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         if encoder is None:
             encoder, extractor = self.critic_encoder, self.vf_features_extractor
         n_context, action_dim = self.architecture.n_context, get_action_dim(self.action_space)
-        return MemoryActor(encoder, n_context, self.chunk_length, extractor.features_dim, action_dim)
+        n_landmarks = self.architecture.n_landmarks
+        return MemoryActor(encoder, n_context, self.chunk_length, extractor.features_dim, action_dim, n_landmarks)
 
     def start_acting(self, buffer: TrajectoryRolloutBuffer, deterministic: bool = False) -> Act:
         """
@@ -461,15 +464,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
                 given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
             else:
                 given, offsets = self._decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts)
-            actions = self._sample(given, deterministic)
-            log_prob, _ = self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
+            actions, log_prob = self._sample(given, deterministic)
             if cache is not None:
                 cache.previous_action.copy_(actions)
             return ActorOutput(actions.reshape((-1, *(self.action_space.shape or ()))), log_prob, offsets)
 
         return act
 
-    def _sample(self, given: ActionParameters, deterministic: bool) -> th.Tensor:
+    def _sample(self, given: ActionParameters, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
         """:raises ValueError: If there is NaN or infinity: the actions would look valid, a memory would keep it"""
         if not math.isfinite(given.parameters.detach().sum()):
             raise ValueError(
@@ -490,7 +492,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             given = self._single_steps(observation, masks)[0]
         else:
             given = self.action_parameters(self.mlp_actor_latent(observation), None, masks)
-        return self._sample(given, deterministic).reshape((-1, *(self.action_space.shape or ())))
+        return self._sample(given, deterministic)[0].reshape((-1, *(self.action_space.shape or ())))
 
     @th.no_grad()
     def predict(
@@ -526,7 +528,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             cache = stepped.from_state(state, n)
             output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
             given, _ = self._decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
-            actions = self._sample(given, deterministic)
+            actions, _ = self._sample(given, deterministic)
             cache.previous_action.copy_(actions)
             state = cache.to_numpy()
         else:

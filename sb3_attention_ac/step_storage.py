@@ -29,6 +29,7 @@ class RolloutTensors(NamedTuple):
     :param episode_ids: [R, E], ``NO_EPISODE`` where nothing has been stored yet
     :param ages: Steps since the episode began, [R, E]
     :param noise_ids: Number of the gSDE noise a step was sampled with, [R, E]; None without gSDE
+    :param landmarks: Those of each chunk, [n_chunks, E, K, ...]; None without landmarks
     """
 
     observations: Obs
@@ -38,14 +39,16 @@ class RolloutTensors(NamedTuple):
     episode_ids: th.Tensor
     ages: th.Tensor
     noise_ids: th.Tensor | None
+    landmarks: TrajectoryWindows | None = None
 
-    def windows(self, rows: th.Tensor, envs: th.Tensor) -> TrajectoryWindows:
+    def windows(self, rows: th.Tensor, envs: th.Tensor, chunks: th.Tensor | None = None) -> TrajectoryWindows:
         """
         :param rows: Row of each step, at least 1, [N, W]
         :param envs: Environment of each window, [N, 1]
-        :return: N windows of W steps
+        :param chunks: Chunk whose landmarks go before each window, [N, 1]; None for windows without landmarks
+        :return: N windows of W (or K + W) steps
         """
-        return TrajectoryWindows(
+        steps = TrajectoryWindows(
             map_obs(lambda obs: obs[rows, envs], self.observations),
             self.actions[rows - 1, envs],
             self.rewards[rows - 1, envs],
@@ -54,6 +57,12 @@ class RolloutTensors(NamedTuple):
             self.ages[rows, envs],
             None if self.noise_ids is None else self.noise_ids[rows, envs],
         )
+        if self.landmarks is None or chunks is None:
+            return steps
+
+        where = chunks[:, 0], envs[:, 0]
+        joined = self.landmarks.map(lambda landmarks, window: th.cat([landmarks[where], window], dim=1), steps)
+        return joined._replace(n_landmarks=self.landmarks.n_landmarks)
 
 
 def stored_dtype(space: spaces.Space[Any]) -> Any:

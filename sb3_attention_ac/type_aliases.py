@@ -33,6 +33,7 @@ class TrajectoryWindows(NamedTuple):
     :param episode_ids: A number that two steps share if and only if they belong to the same episode, [N, W]
     :param ages: Steps since the episode began, 0 at its first step, [N, W]
     :param noise_ids: With gSDE, a number that two steps share if and only if they were sampled with the same noise, [N, W]
+    :param n_landmarks: How many of the W steps, the first ones, are landmarks: earlier steps, not next to each other
     """
 
     observations: Obs
@@ -42,6 +43,7 @@ class TrajectoryWindows(NamedTuple):
     episode_ids: th.Tensor
     ages: th.Tensor
     noise_ids: th.Tensor | None = None
+    n_landmarks: int = 0
 
     @classmethod
     def of_single_steps(cls, observations: Obs, action_dim: int) -> "TrajectoryWindows":
@@ -67,11 +69,22 @@ class TrajectoryWindows(NamedTuple):
 
     def first(self, n: int) -> "TrajectoryWindows":
         """:return: The first n steps of each window"""
-        return TrajectoryWindows._make(None if part is None else map_obs(lambda x: x[:, :n], part) for part in self)
+        return self.map(lambda part: part[:, :n])._replace(n_landmarks=self.n_landmarks)
 
     def last(self, n: int) -> "TrajectoryWindows":
-        """:return: The last n steps of each window"""
-        return TrajectoryWindows._make(None if part is None else map_obs(lambda x: x[:, -n:], part) for part in self)
+        """:return: The last n steps of each window, without landmarks"""
+        return self.map(lambda part: part[:, -n:])
+
+    def map(self, function: Callable[..., th.Tensor], *others: "TrajectoryWindows") -> "TrajectoryWindows":
+        """
+        :param function: From one tensor of each of these windows to a new one
+        :param others: More windows
+        :return: Windows of the new ones, without landmarks
+        """
+        parts: list[Any] = []
+        for i, part in enumerate(self[:-1]):
+            parts.append(None if part is None else map_obs(function, part, *(other[i] for other in others)))
+        return TrajectoryWindows(*parts)
 
     def flat_observations(self) -> Obs:
         """:return: The observations as a plain batch, [N * W, *obs_shape]"""
@@ -245,10 +258,6 @@ def split_batch(batch: Any, size: int) -> list[Any]:
     if isinstance(batch, dict):
         parts = zip(*(split_batch(value, size) for value in batch.values()), strict=True)
         return [dict(zip(batch, part, strict=True)) for part in parts]
-    present = [i for i, value in enumerate(batch) if value is not None]
-    parts = zip(*(split_batch(batch[i], size) for i in present), strict=True)
-    return [type(batch)(*_with_none(dict(zip(present, part, strict=True)), len(batch))) for part in parts]
-
-
-def _with_none(fields: dict[int, Any], n_fields: int) -> list[Any]:
-    return [fields.get(i) for i in range(n_fields)]
+    names = [name for name, value in batch._asdict().items() if value is not None and not isinstance(value, int)]
+    parts = zip(*(split_batch(getattr(batch, name), size) for name in names), strict=True)
+    return [batch._replace(**dict(zip(names, part, strict=True))) for part in parts]

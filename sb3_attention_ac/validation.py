@@ -65,7 +65,7 @@ def check_network(architecture: Architecture) -> None:
     """
     given = architecture
     at_least = {"context_length": (given.context_length, 1), "n_layers": (given.n_layers, 0), "n_heads": (given.n_heads, 1)}
-    at_least |= {"d_model": (given.d_model, 1), "local_window": (given.local_window, 1)}
+    at_least |= {"d_model": (given.d_model, 1), "local_window": (given.local_window, 1), "n_landmarks": (given.n_landmarks, 0)}
     if given.dim_feedforward is not None:
         at_least["dim_feedforward"] = (given.dim_feedforward, 1)
     check_integers(at_least)
@@ -83,9 +83,10 @@ def check_network(architecture: Architecture) -> None:
             f"dropout={given.dropout} was given with share_encoder=True, but a memory actor's encoder has no dropout (the "
             "policy that learns has to be the one that acted): use dropout=0, or share_encoder=False (a critic with dropout)."
         )
-    for name, active in (("memory_actor", given.memory_actor), ("attention_q", given.attention_q)):
-        if active and given.n_layers == 0:
-            raise ValueError(f"{name}=True needs attention, but n_layers=0 was given: use n_layers of at least 1.")
+    needs_attention = {"memory_actor": given.memory_actor, "attention_q": given.attention_q, "n_landmarks": given.n_landmarks}
+    for name, value in needs_attention.items():
+        if value and given.n_layers == 0:
+            raise ValueError(f"{name}={value} needs attention, but n_layers=0 was given: use n_layers of at least 1.")
     if given.attention_q and given.use_sde:
         raise ValueError("attention_q=True was given with use_sde=True, which it cannot tilt: use one of them.")
 

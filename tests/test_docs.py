@@ -1,23 +1,44 @@
-"""The pages: every link within the repository leads somewhere."""
+"""The pages: links lead somewhere, snippets run, tables say what the files say, and nothing is too long."""
 
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_attention_ac import AAC
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]
+FILES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *PAGES]
+MAX_WORDS = 1500  # ten minutes
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from last_returns import PAGES as PAGES_WITH_TABLES  # noqa: E402
+from last_returns import with_tables  # noqa: E402
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub makes of a page's headings"""
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    """The anchors that GitHub and MyST make of a page's headings"""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", without_code(page))
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+@pytest.mark.parametrize("page", FILES, ids=name)
+def test_links_lead_somewhere(page):
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" in link:
@@ -27,3 +48,62 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "api.md"], ids=name)
+def test_a_page_is_read_in_ten_minutes(page):
+    assert len(page.read_text().split()) <= MAX_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_TABLES, ids=name)
+def test_tables_are_those_of_the_files(page):
+    assert page.read_text() == with_tables(page.read_text()), "run: python benchmarks/last_returns.py"
+
+
+def snippets(page: Path) -> str:
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE))
+
+
+# A whole comparison, which has tests of its own; and a package that the tests do not need
+NOT_RUN = ("compare.md", "tensorboard.md")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page) and page.name not in NOT_RUN], ids=name)
+def test_snippets_run(page, monkeypatch, tmp_path):
+    """The snippets of a page, one after the other, each training for one rollout."""
+    monkeypatch.chdir(tmp_path)
+    learn: Any = OnPolicyAlgorithm.learn
+
+    def learn_a_rollout(self, total_timesteps, *args, **kwargs):
+        return learn(self, 1, *args, **kwargs)
+
+    monkeypatch.setattr(OnPolicyAlgorithm, "learn", learn_a_rollout)
+    code = re.sub(r"range\(\d+\)", "range(3)", snippets(page))
+    exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mlp": dict(aux_loss="prediction", clip_range_vf=0.2),
+    "contrastive": dict(aux_loss="contrastive"),
+    "memory": dict(policy_kwargs=dict(memory_actor=True)),
+    "attention_q": dict(policy_kwargs=dict(attention_q=True)),
+    "continuous": dict(env="Pendulum-v1"),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_logged_key_is_explained(setting, monkeypatch):
+    table = (DOCS / "guide" / "logs.md").read_text().split("## All keys")[1]
+    documented = [re.sub(r"<\w+>", r"\\w+", key) for key in re.findall(r"`((?:train|rollout)/[^`]+)`", table)]
+    logged = set()
+    record = Logger.record
+
+    def note(self, key, value, exclude=None):
+        logged.add(key)
+        record(self, key, value, exclude)
+
+    monkeypatch.setattr(Logger, "record", note)
+    AAC("MlpPolicy", **{"env": "CartPole-v1", "n_steps": 64, **SETTINGS[setting]}).learn(128)
+    own = {key for key in logged if key.startswith(("train/", "rollout/")) and not key.startswith("rollout/ep_")}
+    assert "train/approx_kl" in own
+    assert not [key for key in own if not any(re.fullmatch(pattern, key) for pattern in documented)]

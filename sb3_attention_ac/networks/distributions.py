@@ -23,12 +23,14 @@ MASKED_LOGIT = -1e8  # contrib's
 class ActionDistribution(Protocol):
     """What a policy asks of its action distribution."""
 
-    def sample(self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False) -> th.Tensor:
+    def sample(
+        self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor]:
         """
         :param given: Parameters of N distributions
         :param log_std: Logarithm of the standard deviations (Box), else None
         :param deterministic: Whether to return the mode
-        :return: Actions, [N, action_dim]
+        :return: Actions [N, action_dim], and their log probabilities [N]
         """
         ...
 
@@ -74,7 +76,8 @@ class Categoricals:
 
     def one_hot(self, actions: th.Tensor) -> th.Tensor:
         """:return: Actions [N, n_groups] as [N, n_groups, most]"""
-        return (actions.unsqueeze(-1) == th.arange(self.most, device=actions.device)).float()
+        is_action: th.Tensor = actions.unsqueeze(-1) == th.arange(self.most, device=actions.device)
+        return is_action.float()
 
     def _grouped(self, flat: th.Tensor, fill: float | bool) -> th.Tensor:
         """:return: [N, sum of sizes] as [N, n_groups, most], filled up where groups have different sizes"""
@@ -96,33 +99,44 @@ class Categoricals:
         log_probs: th.Tensor = F.log_softmax(self._grouped(logits, -math.inf), dim=-1)
         return log_probs
 
-    def sample(self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False) -> th.Tensor:
+    def sample(
+        self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor]:
         """As :meth:`ActionDistribution.sample`; by the Gumbel-max trick"""
-        log_probs = self.log_probs(given)
+        log_probs = scores = self.log_probs(given)
         if not deterministic:
-            log_probs = log_probs - th.empty_like(log_probs).exponential_().log()
+            scores = log_probs - th.empty_like(log_probs).exponential_().log()
         if given.masks is not None:  # exponential noise has no bound
-            log_probs = log_probs.masked_fill(~self._grouped(given.masks, False), -math.inf)
-        return log_probs.argmax(dim=-1)
+            scores = scores.masked_fill(~self._grouped(given.masks, False), -math.inf)
+        actions = scores.argmax(dim=-1)
+        return actions, self._chosen(log_probs, actions)
+
+    @staticmethod
+    def _chosen(log_probs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """:return: log probability of actions [N, n_groups], [N]"""
+        chosen = log_probs.gather(-1, actions.unsqueeze(-1)).flatten(1)  # [N, n_groups, 1] -> [N, n_groups]
+        return chosen[:, 0] if chosen.shape[1] == 1 else chosen.sum(dim=-1)
 
     def log_prob_and_entropy(
         self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """As :meth:`ActionDistribution.log_prob_and_entropy`"""
         log_probs = self.log_probs(given)
-        log_prob = log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1).sum(dim=-1)
         terms = log_probs.exp() * log_probs.clamp(min=th.finfo(log_probs.dtype).min)  # 0 ln 0 = 0
-        return log_prob, -terms.sum(dim=(-2, -1))
+        return self._chosen(log_probs, actions.long()), -terms.sum(dim=(-2, -1))
 
 
 class DiagonalGaussian:
     """Independent normal distributions, for a Box."""
 
-    def sample(self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False) -> th.Tensor:
+    def sample(
+        self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor]:
         """As :meth:`ActionDistribution.sample`"""
         assert log_std is not None
         mean = given.parameters
-        return mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
+        actions = mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
+        return actions, self.log_prob_and_entropy(given, log_std, actions)[0]
 
     def log_prob_and_entropy(
         self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
@@ -145,12 +159,14 @@ class StateDependentNoise:
     def __init__(self, noise: StateDependentNoiseDistribution):
         self.noise = noise
 
-    def sample(self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False) -> th.Tensor:
+    def sample(
+        self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor]:
         """As :meth:`ActionDistribution.sample`"""
         assert given.latent_sde is not None
         actions = given.parameters if deterministic else given.parameters + self.noise.get_noise(given.latent_sde)
         squashed: th.Tensor = actions if self.noise.bijector is None else self.noise.bijector.forward(actions)
-        return squashed
+        return squashed, self.log_prob_and_entropy(given, log_std, squashed)[0]
 
     def log_prob_and_entropy(
         self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor

@@ -73,15 +73,16 @@ class HistoryNetwork(nn.Module):
         if self.output_proj is not None:
             nn.init.zeros_(self.output_proj.weight)
 
-    def mlp_latent(self, mlp: Mlp, features: th.Tensor, episode_ids: th.Tensor) -> th.Tensor:
+    def mlp_latent(self, mlp: Mlp, features: th.Tensor, episode_ids: th.Tensor, n_landmarks: int = 0) -> th.Tensor:
         """
         :param mlp: SB3's MLP
         :param features: Of every step, [N, W, F]
         :param episode_ids: [N, W]
+        :param n_landmarks: How many of the W steps, the first ones, are landmarks
         :return: [N, W, latent_dim]
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.detach_mlp):
-            return mlp(stack_frames(features, episode_ids, self.n_previous))
+            return mlp(stack_frames(features, episode_ids, self.n_previous, n_landmarks))
 
     def combine(self, mlp_latent: th.Tensor, hidden: th.Tensor | None) -> EncoderOutput:
         """
@@ -110,7 +111,7 @@ class HistoryNetwork(nn.Module):
         :param hidden: Another network's hidden states of these, [N, n_queries, hidden_dim], for one without an encoder
         :return: What is made of the last steps, [N, n_queries, ...]
         """
-        mlp_latent = self.mlp_latent(mlp, features, windows.episode_ids)
+        mlp_latent = self.mlp_latent(mlp, features, windows.episode_ids, windows.n_landmarks)
         if self.encoder is not None:
             tokens = self.encoder.embed(mlp_latent, events)
             hidden = self.encoder(tokens, windows.episode_ids, n_queries, noise_ids=windows.noise_ids)

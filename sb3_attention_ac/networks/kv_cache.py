@@ -1,9 +1,10 @@
 """
 The KV cache: what a history network needs of the steps so far to go on one step at a time.
 
-Slots 0 ... n_context - 1 hold context, the slots after them the steps of the current chunk, as in a training window. When the
-slots are full, the last n_context steps move to the front and their keys and values are computed anew, as a training window
-would. So stepping gives exactly what one pass over the window gives, at a cost that does not grow with the episode.
+The first slots hold landmarks, if there are any, the next n_context slots context, the slots after them the steps of the
+current chunk, as in a training window. When the slots are full, the last n_context steps move to the front and their keys and
+values are computed anew, as a training window would. So stepping gives exactly what one pass over the window gives, at a cost
+that does not grow with the episode.
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_attention_ac.landmarks import first_steps
 from sb3_attention_ac.networks.history_network import HistoryNetwork, Mlp
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask
 from sb3_attention_ac.type_aliases import EncoderOutput
@@ -20,7 +22,7 @@ Rows = th.Tensor | slice
 
 class KVCache(NamedTuple):
     """
-    One row per environment, N rows; S = n_context + chunk_length slots.
+    One row per environment, N rows; S = n_landmarks + n_context + chunk_length slots.
 
     :param features: Features of each step, [N, S, F]
     :param events: What each step knows beside its observation, encoded, [N, S, event_dim]
@@ -29,7 +31,8 @@ class KVCache(NamedTuple):
     :param previous_action: The last action, as sampled, [N, action_dim]
     :param age: Steps of the current episode so far, [N]
     :param position: The next free slot, [N]
-    :param start: The first slot of the current episode, [N]
+    :param start: The first slot of the current episode after the landmarks, [N]
+    :param landmark_ages: Age of each landmark, -1 where there is none, [N, n_landmarks]
     """
 
     features: th.Tensor
@@ -40,6 +43,7 @@ class KVCache(NamedTuple):
     age: th.Tensor
     position: th.Tensor
     start: th.Tensor
+    landmark_ages: th.Tensor
 
     def to_numpy(self) -> tuple[np.ndarray, ...]:
         """:return: The cache as plain arrays, the first axis of each is the environment"""
@@ -88,13 +92,15 @@ class IncrementalEncoder:
     :param mlp: Its MLP
     :param n_context: Context steps before a chunk
     :param chunk_length: Steps of a chunk
+    :param n_landmarks: Earlier steps that stay readable
     """
 
-    def __init__(self, network: HistoryNetwork, mlp: Mlp, n_context: int, chunk_length: int):
+    def __init__(self, network: HistoryNetwork, mlp: Mlp, n_context: int, chunk_length: int, n_landmarks: int = 0):
         assert network.encoder is not None, "a network without attention has nothing to remember"
         self.encoder: TrajectoryEncoder = network.encoder
         self.network, self.mlp = network, mlp
-        self.n_context, self.n_slots = n_context, n_context + chunk_length
+        self.n_landmarks, self.n_context = n_landmarks, n_context
+        self.n_before, self.n_slots = n_landmarks + n_context, n_landmarks + n_context + chunk_length
         self._slots = th.arange(self.n_slots, device=self.encoder.norm.weight.device)
         self._rotary = self.encoder.rotary(self.n_slots, self._slots.device)  # [n_slots, 3, n_heads, head_dim // 2]
 
@@ -109,34 +115,50 @@ class IncrementalEncoder:
             th.zeros(cache, device=device),
             th.zeros((n_envs, action_dim), device=device),
             th.zeros((n_envs,), device=device),
-            th.full((n_envs,), self.n_context, device=device),
-            th.full((n_envs,), self.n_context, device=device),
+            th.full((n_envs,), self.n_before, device=device),
+            th.full((n_envs,), self.n_before, device=device),
+            th.full((n_envs, self.n_landmarks), -1.0, device=device),
         )
 
     def prefill(self, cache: KVCache, rows: Rows) -> None:
         """
-        Compute keys and values of the context slots, in place, and go on after them.
+        Compute keys and values of landmarks and context, in place, and go on after them.
 
-        :param cache: A cache whose features and events of the slots 0 ... n_context - 1 and whose ``start`` are set
+        :param cache: A cache whose features and events of these slots, ``start`` and ``landmark_ages`` are set
         :param rows: Which rows to do
         """
-        n = self.n_context
+        n, n_landmarks = self.n_before, self.n_landmarks
         cache.position[rows] = n
         if n == 0:
             return
         episode_ids = (self._slots[:n] >= cache.start[rows].unsqueeze(1)).long()  # [M, n]; no older episode is read
-        mlp_latent = self.network.mlp_latent(self.mlp, cache.features[rows, :n], episode_ids)
+        episode_ids[:, :n_landmarks] = th.where(cache.landmark_ages[rows] >= 0, 1, -1)
+        mlp_latent = self.network.mlp_latent(self.mlp, cache.features[rows, :n], episode_ids, n_landmarks)
         tokens = self.encoder.embed(mlp_latent, cache.events[rows, :n])
         layers = [_Prefill(cache, layer, rows, n) for layer in range(len(self.encoder.blocks))]
         self.encoder.step(tokens, self._rotary[:n], attention_mask(episode_ids, n), layers)
 
     def _shift(self, cache: KVCache, rows: Rows) -> None:
-        """Move the last n_context steps to the front, in place."""
-        n = self.n_context
-        cache.features[rows, :n] = cache.features[rows, self.n_slots - n :].clone()
-        cache.events[rows, :n] = cache.events[rows, self.n_slots - n :].clone()
-        cache.start[rows] = (cache.start[rows] - (self.n_slots - n)).clamp(min=0)
+        """Choose the landmarks, and move the last n_context steps to the front, in place."""
+        k, n = self.n_landmarks, self.n_context
+        if k > 0:
+            self._choose_landmarks(cache, rows)
+        cache.features[rows, k : k + n] = cache.features[rows, self.n_slots - n :].clone()
+        cache.events[rows, k : k + n] = cache.events[rows, self.n_slots - n :].clone()
+        cache.start[rows] = (cache.start[rows] - (self.n_slots - self.n_before)).clamp(min=k)
         self.prefill(cache, rows)
+
+    def _choose_landmarks(self, cache: KVCache, rows: Rows) -> None:
+        """From the present ones and the steps that leave the context, as the rollout buffer does"""
+        k, end = self.n_landmarks, self.n_slots - self.n_context
+        slots = self._slots[k:end]
+        ages = cache.age[rows].unsqueeze(1) - (self.n_slots - slots)  # [M, n_leaving]
+        ages = th.cat([cache.landmark_ages[rows], th.where(slots >= cache.start[rows].unsqueeze(1), ages, -1.0)], dim=1)
+        order = first_steps(ages, ages >= 0, k)  # [M, k]
+        every_row = th.arange(len(order), device=order.device).unsqueeze(1)
+        cache.features[rows, :k] = cache.features[rows][every_row, order]
+        cache.events[rows, :k] = cache.events[rows][every_row, order]
+        cache.landmark_ages[rows] = ages.gather(1, order)
 
     def _next_slot(self, cache: KVCache) -> tuple[Rows, th.Tensor | int]:
         """
@@ -149,7 +171,7 @@ class IncrementalEncoder:
         if first == last:
             if last == self.n_slots:
                 self._shift(cache, slice(None))
-                last = self.n_context
+                last = self.n_before
             return slice(None), last
         if last == self.n_slots:
             self._shift(cache, (cache.position == last).nonzero().squeeze(1))
@@ -160,7 +182,7 @@ class IncrementalEncoder:
         n = self.network.n_previous
         if n == 0:
             return features
-        if isinstance(slot, int) and slot >= n:
+        if isinstance(slot, int) and slot >= n + self.n_landmarks:
             slots, earlier = self._slots[slot - n : slot], cache.features[:, slot - n : slot]  # [n] and [N, n, F]
         else:
             slots = cache.position.unsqueeze(1) + th.arange(-n, 0, device=cache.position.device)  # [N, n], oldest first
@@ -183,6 +205,7 @@ class IncrementalEncoder:
         rows, slot = self._next_slot(cache)
         if episode_start is not None:
             cache.start.copy_(th.where(episode_start, cache.position, cache.start))
+            cache.landmark_ages.masked_fill_(episode_start.unsqueeze(1), -1.0)
         cache.features[rows, slot] = features
         cache.events[rows, slot] = events
         mlp_latent = self.mlp(self._stacked_frames(cache, features, slot))
@@ -192,6 +215,8 @@ class IncrementalEncoder:
         mask = self._slots[:used] >= cache.start.view(-1, 1, 1, 1)  # [N, 1, 1, used]
         if not isinstance(slot, int):
             mask &= self._slots <= cache.position.view(-1, 1, 1, 1)
+        if self.n_landmarks > 0:
+            mask[..., : self.n_landmarks] = (cache.landmark_ages >= 0)[:, None, None]
         layers = [_NextSlot(cache, layer, rows, slot, used) for layer in range(len(self.encoder.blocks))]
         hidden = self.encoder.step(tokens, rotary, mask, layers).squeeze(1)
         cache.position.add_(1)

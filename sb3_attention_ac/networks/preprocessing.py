@@ -107,7 +107,7 @@ class EventEncoder:
         return th.cat(parts, dim=-1) if parts else ages.new_zeros((*ages.shape, 0))
 
 
-def stack_frames(features: th.Tensor, episode_ids: th.Tensor, n_previous: int) -> th.Tensor:
+def stack_frames(features: th.Tensor, episode_ids: th.Tensor, n_previous: int, n_landmarks: int = 0) -> th.Tensor:
     """
     Frame stacking: the features of step t, and after them those of the steps t-n_previous, ..., t-1 of the same episode; zeros
     where there is no such step.
@@ -115,10 +115,14 @@ def stack_frames(features: th.Tensor, episode_ids: th.Tensor, n_previous: int) -
     :param features: [N, W, F]
     :param episode_ids: [N, W]
     :param n_previous: How many steps to look back
+    :param n_landmarks: How many of the W steps, the first ones, have no neighbours
     :return: [N, W, F * (1 + n_previous)]; of the past each feature's side by side, oldest first
     """
     if n_previous == 0:
         return features
+    if n_landmarks > 0:
+        alone = F.pad(features[:, :n_landmarks], (0, n_previous * features.shape[-1]))
+        return th.cat([alone, stack_frames(features[:, n_landmarks:], episode_ids[:, n_landmarks:], n_previous)], dim=1)
     earlier = F.pad(features, (0, 0, n_previous, 0)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, F, n_previous]
     ids = F.pad(episode_ids, (n_previous, 0), value=-(2**62)).unfold(1, n_previous, 1)[:, :-1]  # [N, W, n_previous]
     same_episode = ids == episode_ids.unsqueeze(-1)

@@ -4,6 +4,7 @@ The transformer over trajectories, in one page: pre-norm blocks (Xiong et al. 20
 that only the distance between two steps matters.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Protocol
@@ -108,6 +109,14 @@ def attention_mask(
     return mask.unsqueeze(1)
 
 
+def additive(mask: th.Tensor) -> th.Tensor:
+    """
+    :param mask: True where attention is allowed
+    :return: What to add to attention scores: 0 or -inf. On a CPU ``scaled_dot_product_attention`` takes half the time with it
+    """
+    return th.where(mask, 0.0, -math.inf)
+
+
 class Block(nn.Module):
     """
     One pre-norm transformer block: x + attention(norm(x)), then x + feed_forward(norm(x)).
@@ -145,7 +154,7 @@ class Block(nn.Module):
         """
         :param x: [N, T, d_model]
         :param rotary: Of the T positions, see :func:`rotary_frequencies`
-        :param mask: True where attention is allowed, [N, 1, n_queries, S]; S = T without a cache
+        :param mask: True where attention is allowed, or :func:`additive`, [N, 1, n_queries, S]; S = T without a cache
         :param n_queries: How many of the last tokens ask, None for all
         :param cache: Holds keys and values of earlier tokens, and takes in those of these
         :return: The tokens that asked, [N, n_queries, d_model]
@@ -231,7 +240,7 @@ class TrajectoryEncoder(nn.Module):
         """
         width, last = x.shape[1], len(self.blocks) - 1
         rotary = self.rotary(width, x.device)
-        mask = attention_mask(episode_ids, n_queries if last == 0 else width, causal, noise_ids)
+        mask = additive(attention_mask(episode_ids, n_queries if last == 0 else width, causal, noise_ids))
         for i, block in enumerate(self.blocks):
             if i == last:  # context steps are only read by the last block: their own pass through it is not needed
                 x = block(x, rotary, mask[:, :, -n_queries:], n_queries)

@@ -1,0 +1,156 @@
+"""
+Write the tables of docs/results and docs/zoo.md from the last returns of single runs (benchmarks/*/*.csv).
+
+    python benchmarks/last_returns.py
+
+In a page, a table stands between two comments. ``suite`` selects rows of the file, ``rows`` says what a row of the table is
+(task or variant). The first table of docs/results/index.md is made of what benchmarks/highlights.csv names:
+
+    <!-- table: popgym/last_returns.csv suite=recall rows=task -->
+    <!-- end of table -->
+
+    <!-- highlights -->
+    <!-- end of table -->
+
+Mean over seeds with its 95 % interval (percentile bootstrap). Bold: the interval is above all others of its task.
+"""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+BENCHMARKS = Path(__file__).parent
+DOCS = BENCHMARKS.parent / "docs"
+PAGES = [*sorted((DOCS / "results").glob("*.md")), DOCS / "zoo.md"]
+TABLE = re.compile(r"(<!-- table: (\S+) suite=(\S+) rows=(task|variant) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+HIGHLIGHTS = re.compile(r"(<!-- highlights -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+
+LABELS = {
+    "aac": "AAC",
+    "aac-zoo": "AAC, zoo entry",
+    "aac-reward": "AAC with `PreviousActionReward`",
+    "ppo": "PPO",
+    "ppo-same": "PPO, AAC's setting",
+    "ppo-stack4": "PPO, 4 frames",
+    "ppo-stack8": "PPO, 8 frames",
+    "ppo_lstm": "RecurrentPPO",
+    "a2c": "A2C",
+    "rl-zoo": "RL Zoo's figure (one run)",
+    "aac-mlp": "AAC, MLP critic",
+    "aac-attention": "+ attention in the critic (the default)",
+    "aac-aux-value": '+ `aux_loss="value"`',
+    "aac-aux-prediction": '+ `aux_loss="prediction"`',
+    "aac-aux-contrastive": '+ `aux_loss="contrastive"`',
+    "aac-attention-q": "+ Q_att",
+    "aac-memory": "+ memory actor",
+}
+
+
+def interval(returns: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """
+    :param returns: Last return of each seed, [n]
+    :return: Ends of the 95 % interval of their mean; every resampling is counted where there are few seeds
+    """
+    n = len(returns)
+    if n <= 5:
+        indices = np.array(list(itertools.product(range(n), repeat=n)))
+    else:
+        indices = np.random.default_rng(0).integers(n, size=(10_000, n))
+    low, high = np.quantile(returns[indices].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def number(x: float) -> str:
+    """:return: Three digits, or all of an integer"""
+    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def cells(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """
+    :param runs: Runs of one suite: task, variant, seed, steps, last_return
+    :return: Task and variant to mean and interval; an interval that is above all others of the task is bold
+    """
+    groups: dict[tuple[str, str], list[float]] = {}
+    for task, variant, last_return in zip(runs["task"], runs["variant"], runs["last_return"], strict=True):
+        groups.setdefault((task, variant), []).append(last_return)
+    intervals = {key: interval(np.array(returns)) for key, returns in groups.items() if len(returns) > 1}
+    texts = {}
+    for (task, variant), returns in groups.items():
+        text = number(float(np.mean(returns)))
+        if (task, variant) in intervals:
+            low, high = intervals[task, variant]
+            others = [ends[1] for (name, other), ends in intervals.items() if name == task and other != variant]
+            text = f"{text} [{number(low)}, {number(high)}]"
+            text = f"**{text}**" if others and low > max(others) else text
+        texts[task, variant] = text
+    return texts
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """:return: A table whose first column is text, the others are numbers"""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "".join("| " + " | ".join(row) + " |\n" for row in [header, rule, *rows])
+
+
+def table(runs: pd.DataFrame, rows: str) -> str:
+    """
+    :param runs: Runs of one suite
+    :param rows: "task" or "variant"
+    :return: A table with one cell for each task and variant
+    """
+    columns = "variant" if rows == "task" else "task"
+    steps = runs.drop_duplicates("task").set_index("task")["steps"]
+    labels = {name: f"{name}, {steps[name]:,} steps" for name in runs["task"].unique()} | LABELS
+    names = list(runs[columns].unique())
+    texts = cells(runs)
+    body = [
+        [labels[row], *(texts.get((row, name) if rows == "task" else (name, row), "") for name in names)]
+        for row in runs[rows].unique()
+    ]
+    return markdown([rows if rows == "task" else "", *(labels[name] for name in names)], body)
+
+
+def highlights() -> str:
+    """:return: AAC beside the best of the other algorithms, on a dozen tasks"""
+    body = []
+    for wanted in pd.read_csv(BENCHMARKS / "highlights.csv").itertuples():
+        runs = pd.read_csv(BENCHMARKS / str(wanted.file))
+        runs = runs[(runs["suite"] == wanted.suite) & (runs["task"] == wanted.task)]
+        runs = runs[(runs["variant"] == "aac") | ~runs["variant"].str.startswith("aac")]
+        texts = cells(runs)
+        best = str(runs[runs["variant"] != "aac"].groupby("variant")["last_return"].mean().idxmax())
+        steps, task = f"{runs['steps'].iloc[0]:,}", str(wanted.task)
+        body.append([f"{task}: {wanted.question}", texts[task, "aac"], f"{texts[task, best]} ({LABELS[best]})", steps])
+    return markdown(["task", "AAC", "best of the others", "steps"], body)
+
+
+def with_tables(page: str) -> str:
+    """
+    :param page: Text of a page
+    :return: The page with its tables as the files say now
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        start, path, suite, rows, end = match.groups()
+        runs = pd.read_csv(BENCHMARKS / path)
+        selected = runs[runs["suite"] == suite]
+        if selected.empty:
+            raise ValueError(f"{path} has no suite {suite!r}: it has {sorted(runs['suite'].unique())}.")
+        return start + table(selected, rows) + end
+
+    page = HIGHLIGHTS.sub(lambda match: match[1] + highlights() + match[2], page)
+    return TABLE.sub(replace, page)
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    for path in PAGES:
+        path.write_text(with_tables(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""
+Landmarks: raw steps of an episode that stay readable after they have left the context. A window is then
+
+    [K landmarks | L context steps | C steps of the chunk]
+
+The set changes only where a chunk begins, from the landmarks so far and the steps that have left the context since: those with
+the highest priority stay. The first steps of an episode have it (attention sinks, Xiao et al. 2024,
+https://arxiv.org/abs/2309.17453). Raw steps are kept, nothing hidden: each pass encodes them anew, and acting, which makes the
+same choice, sees the same steps as training.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_attention_ac.step_storage import NO_EPISODE, StepStorage
+from sb3_attention_ac.type_aliases import TrajectoryWindows, map_obs
+
+
+class LandmarkStorage:
+    """
+    The landmarks of each chunk of a rollout.
+
+    :param storage: Raw steps of the rollout, and of at least a context and a chunk before it
+    :param n_landmarks: K
+    :param n_context: L
+    :param chunk_length: C
+    """
+
+    def __init__(self, storage: StepStorage, n_landmarks: int, n_context: int, chunk_length: int):
+        self.storage, self.n_landmarks, self.n_context, self.chunk_length = storage, n_landmarks, n_context, chunk_length
+        self.n_chunks = -(-(storage.n_rows - storage.n_history) // chunk_length)
+        rows = np.zeros((self.n_chunks, n_landmarks), dtype=np.int64) + 1
+        self.arrays: dict[str, Any] = {
+            name: map_obs(lambda array: np.zeros_like(array).swapaxes(1, 2), part) for name, part in self._steps(rows).items()
+        }  # [n_chunks, n_envs, K, ...] each
+        self.arrays["episode_ids"] += NO_EPISODE
+        self._length = chunk_length  # of the chunk before
+
+    def _steps(self, rows: np.ndarray) -> dict[str, Any]:
+        """:return: What a window holds of these rows, [*rows.shape, n_envs, ...] each"""
+        arrays = self.storage.arrays
+        before = {"previous_actions": "actions", "previous_rewards": "rewards"}
+        same = ["observations", "episode_starts", "episode_ids", "ages", *(["noise_ids"] if "noise_ids" in arrays else [])]
+        steps = {name: map_obs(lambda array: array[rows], arrays[name]) for name in same}
+        return steps | {name: arrays[source][rows - 1] for name, source in before.items()}
+
+    def start_rollout(self, n_stored: int) -> None:
+        """
+        Call it after the storage's, before the first step.
+
+        :param n_stored: How many steps the rollout before had
+        """
+        last = max(n_stored - 1, 0) // self.chunk_length
+        self._length = n_stored - last * self.chunk_length
+        self.arrays = {name: map_obs(lambda old: _with_first(old, old[last]), part) for name, part in self.arrays.items()}
+        self._select(0, self.storage.n_history, self._length)
+
+    def add(self, step: int) -> None:
+        """
+        Choose the landmarks of a chunk. Call it before the step is stored.
+
+        :param step: Its number in the rollout
+        """
+        chunk, offset = divmod(step, self.chunk_length)
+        if offset == 0 and chunk > 0:
+            for part in self.arrays.values():
+                map_obs(lambda array: array.__setitem__(chunk, array[chunk - 1]), part)
+            self._select(chunk, self.storage.n_history + step, self.chunk_length)
+
+    def _select(self, chunk: int, row: int, n_leaving: int) -> None:
+        """The landmarks of a chunk that begins in this row, from its present ones and the steps that have left the context"""
+        first = row - self.n_context - n_leaving
+        leaving = self._steps(np.arange(first, first + n_leaving))  # [n_leaving, n_envs, ...] each
+        candidates = {
+            name: map_obs(lambda old, new: np.concatenate([old[chunk], new.swapaxes(0, 1)], axis=1), self.arrays[name], part)
+            for name, part in leaving.items()
+        }  # [n_envs, K + n_leaving, ...] each
+        ids = candidates["episode_ids"]
+        present = self.storage.arrays["episode_ids"][row - 1][:, None]
+        valid = (ids == present) & (present != NO_EPISODE)
+        priority = np.where(valid, candidates["ages"], np.inf)
+        order = np.argsort(priority, axis=1, kind="stable")[:, : self.n_landmarks]  # [n_envs, K]
+        envs = np.arange(len(order))[:, None]
+        candidates["episode_ids"] = np.where(valid, ids, NO_EPISODE)
+        for name, part in candidates.items():
+            map_obs(lambda array, new: array.__setitem__(chunk, new[envs, order]), self.arrays[name], part)
+
+    def tensors(self, device: th.device) -> TrajectoryWindows:
+        """:return: The landmarks of each chunk and environment as windows, [n_chunks, n_envs, K, ...] each"""
+        empty, last_before = self.arrays["episode_ids"] == NO_EPISODE, self.storage.n_history - 1
+
+        def fill(array: np.ndarray, steps: np.ndarray) -> None:
+            """A features extractor may not be finite on zeros: where there is no landmark, it gets an observation"""
+            chunks, envs, slots = empty.nonzero()
+            array[chunks, envs, slots] = steps[last_before, envs]
+
+        map_obs(fill, self.arrays["observations"], self.storage.arrays["observations"])
+        parts = {name: map_obs(lambda array: th.as_tensor(array, device=device), part) for name, part in self.arrays.items()}
+        return TrajectoryWindows(
+            parts["observations"],
+            parts["previous_actions"].float(),
+            parts["previous_rewards"],
+            parts["episode_starts"] > 0,
+            parts["episode_ids"],
+            parts["ages"],
+            parts.get("noise_ids"),
+            self.n_landmarks,
+        )
+
+
+def _with_first(old: np.ndarray, first: np.ndarray) -> np.ndarray:
+    new = np.zeros_like(old)
+    new[0] = first
+    return new
+
+
+def first_steps(ages: th.Tensor, valid: th.Tensor, n_landmarks: int) -> th.Tensor:
+    """
+    The same choice while acting.
+
+    :param ages: Of the landmarks so far and the steps that have left the context, [N, K + n_leaving]
+    :param valid: Whether each is of the present episode, [N, K + n_leaving]
+    :param n_landmarks: K
+    :return: Which of them stay, in this order, [N, K]
+    """
+    return th.where(valid, ages, th.inf).argsort(dim=1, stable=True)[:, :n_landmarks]
