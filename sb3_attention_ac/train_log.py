@@ -9,6 +9,8 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_attention_ac.losses import approximate_kl
 
+ATTENTION_ALONE = ("attention_value_loss", "attention_grad_norm")
+
 
 class TrainLog:
     """
@@ -16,7 +18,7 @@ class TrainLog:
 
     :param clip_range: Present clipping parameter, to count what lies outside
     :param attention_is_heard: Whether what attention adds is used in the values. While an MLP actor's gate is closed its
-        diagnostics say nothing about the run, and are not logged
+        diagnostics say nothing about the run, and are not logged; those of Q_att, which has a gate of its own, are
     """
 
     def __init__(self, clip_range: float, attention_is_heard: bool = True):
@@ -58,7 +60,7 @@ class TrainLog:
         log_ratios = self._last_epoch("log_ratio")
         outside = th.abs(th.exp(th.cat([value for _, value in self._values["log_ratio"]])) - 1) > self.clip_range
         for name, collected in self._values.items():
-            if name != "log_ratio" and (self.attention_is_heard or not name.startswith("attention_")):
+            if name != "log_ratio" and (self.attention_is_heard or name not in ATTENTION_ALONE):
                 logger.record(f"train/{name}", th.stack([value for _, value in collected]).mean().item())
         logger.record("train/approx_kl", approximate_kl(th.cat(log_ratios)).item())
         logger.record("train/clip_fraction", outside.float().mean().item())

@@ -189,7 +189,7 @@ def warn_about_no_effect(
     """
     masked = set(targets) - {"next_step"}
     no_effect = {
-        "aux_coef": (aux_coef, aux_coef is None or bool(targets), "an aux_loss"),
+        "aux_coef": (aux_coef, aux_coef in (None, 0.1) or bool(targets), "an aux_loss"),  # 0.1: what a saved model has
         "mask_ratio": (mask_ratio, mask_ratio == 0.25 or bool(masked), "a masked prediction"),
         "temperature": (temperature, temperature == 0.1 or "contrastive" in targets, "the target 'contrastive'"),
         "n_trajectories": (n_trajectories, n_trajectories == 0 or bool(masked), "a masked prediction"),

@@ -7,11 +7,126 @@ import pytest
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from trajectories import fill, make_buffer, make_policy, next_observations, random_windows
 
 from sb3_attention_ac import AAC
-from sb3_attention_ac.value_gate import MARGIN, ValueGate
+from sb3_attention_ac.rollout_values import evaluate_rollout
+from sb3_attention_ac.value_gate import MARGIN, RATE, ValueGate
 
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 16, "n_epochs": 3, "seed": 0, "device": "cpu"}
+
+
+# --- the gate alone ---
+
+
+def test_it_starts_closed_and_without_evidence():
+    gate = ValueGate()
+    assert gate.is_closed
+    assert {name: float(value) for name, value in gate.state_dict().items()} == {"gate": 0, "explained": 0, "square": 0}
+    gate.gate.fill_(1e-9)
+    assert not gate.is_closed
+
+
+def test_two_updates_by_hand():
+    """Advantages of standard deviation 2 with a mean of 10, residuals of the same pattern with a mean of 1"""
+    pattern, gate = np.array([[1.0, -1.0], [-1.0, 1.0]]), ValueGate()
+    gate.update(1 + 3 * pattern, 10 + 2 * pattern)  # by the standard deviation: 1.5 and 1 times the pattern
+    explained, square = 0.1 * 1.5, 0.1 * 1.5**2
+    assert float(gate.explained) == pytest.approx(explained)
+    assert float(gate.square) == pytest.approx(square)
+    assert float(gate.gate) == pytest.approx((explained - 0.05) / square)
+    gate.update(np.array([[2.0, 0.0], [0.0, 2.0]]), 2 * pattern)
+    explained, square = 0.9 * explained + 0.1 * 0.5, 0.9 * square + 0.1 * 0.25
+    assert float(gate.explained) == pytest.approx(explained)
+    assert float(gate.square) == pytest.approx(square)
+    assert float(gate.gate) == pytest.approx((explained - 0.05) / square)
+    assert (RATE, MARGIN) == (0.1, 0.05)
+
+
+@pytest.mark.parametrize(("residual", "expected"), [(-1.0, 0.0), (0.01, 1.0)])
+def test_it_stays_between_zero_and_one(residual, expected):
+    pattern, gate = np.array([[1.0, -1.0]]), ValueGate()
+    for _ in range(100):
+        gate.update(residual * pattern + 0.2 * pattern * (residual > 0), pattern)
+    assert float(gate.gate) == expected
+
+
+@pytest.mark.parametrize("advantages", [np.full((2, 2), 3.0), np.array([[1.0, np.nan]]), np.array([[1.0, np.inf]])])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_advantages_that_say_nothing_move_nothing(advantages):
+    gate = ValueGate()
+    gate.update(np.array([[1.0, -1.0]]), np.array([[1.0, -1.0]]))
+    before = {name: float(value) for name, value in gate.state_dict().items()}
+    gate.update(np.ones_like(advantages) * np.array([1.0, -1.0]), advantages)
+    assert {name: float(value) for name, value in gate.state_dict().items()} == before
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.2, 0.5, 1.0, 2.0, -1.0])
+def test_the_gate_finds_what_is_true(truth):
+    """Returns hold ``truth`` times the residual, and noise: the gate settles there, less what the margin takes."""
+    rng, gate, gates, std = np.random.default_rng(0), ValueGate(), [], 0.5
+    for _ in range(200):
+        residual = rng.normal(size=(256, 8))
+        gate.update(residual, truth * residual + std * rng.normal(size=(256, 8)))
+        gates.append(float(gate.gate))
+    expected = truth - MARGIN * (truth**2 + std**2) ** 0.5
+    assert abs(np.mean(gates[100:]) - np.clip(expected, 0, 1)) < 0.02
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0])
+def test_less_than_the_margin_is_chance(constant):
+    """What explains less than the margin of the advantages' variance stays out, and so does a constant."""
+    rng, gate = np.random.default_rng(0), ValueGate()
+    for _ in range(50):
+        residual = constant + 0.04 * rng.normal(size=(256, 8))
+        gate.update(residual, residual + rng.normal(size=(256, 8)))
+        assert gate.is_closed
+
+
+def test_nothing_added_is_no_evidence():
+    gate = ValueGate()
+    gate.update(np.zeros((4, 2)), np.arange(8.0).reshape(4, 2))
+    assert gate.is_closed
+
+
+# --- in the policy ---
+
+
+def test_it_does_not_confirm_itself():
+    """
+    The gate judges the residual by advantages under V_mlp alone. Under the values that the residual is part of, its own noise
+    would come back in the advantages through lambda-returns and speak for itself or against itself.
+    """
+    model = AAC("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), **SMALL)
+    gate, judged = model.policy.value_gate, []
+    update = gate.update
+    gate.update = lambda *arguments: judged.append(arguments) or update(*arguments)
+    with th.no_grad():
+        model.policy.critic_network.output_proj.weight.add_(th.randn(64, 64))
+    gate.gate.fill_(0.5)
+    model.learn(128)
+    buffer = model.rollout_buffer
+    residual, advantages = judged[0]
+    np.testing.assert_allclose(buffer.values, buffer.mlp_values + 0.5 * residual, rtol=1e-5, atol=1e-6)
+    assert np.abs(buffer.values - buffer.mlp_values).max() > 0.01
+    assert not np.allclose(advantages, buffer.advantages, atol=1e-3)
+    # At every step whose successor is in the rollout: a TD error of V_mlp, and what follows of the advantages
+    goes_on = 1 - buffer.episode_starts[1:]
+    errors = buffer.rewards[:-1] + 0.99 * goes_on * buffer.mlp_values[1:] - buffer.mlp_values[:-1]
+    expected = errors + 0.99 * 0.95 * goes_on * advantages[1:]
+    inside = np.ones_like(goes_on, dtype=bool)
+    for step, env in buffer.terminal_observations:
+        inside[step, env] = False
+    np.testing.assert_allclose(advantages[:-1][inside], expected[inside], rtol=1e-4, atol=1e-4)
+
+
+def test_while_it_is_closed_advantages_are_those_of_the_buffer():
+    model = AAC("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), **SMALL)
+    judged = []
+    model.policy.value_gate.update = lambda *arguments: judged.append(arguments)
+    model.learn(128)
+    assert judged[0][1] is model.rollout_buffer.advantages
+    np.testing.assert_allclose(judged[0][0], np.zeros((64, 2)), atol=1e-6)  # attention adds nothing at first
 
 
 def trained_on_one_rollout(n_layers: int, clip_range_vf: float | None) -> tuple[AAC, PPO]:
@@ -47,75 +162,53 @@ def test_without_attention_it_is_ppo(clip_range_vf):
         th.testing.assert_close(ours.policy.state_dict()[name], parameter, rtol=1e-4, atol=1e-6)
 
 
-def test_attention_does_not_move_the_mlps():
-    ours, _ = trained_on_one_rollout(1, None)
-    policy = ours.policy
-    windows = next(ours._attention_windows())
-    policy.optimizer.zero_grad()
-    sum(ours._losses(windows).values()).backward()
+@pytest.mark.parametrize("gate", [0.0, 0.5])
+def test_attention_does_not_move_the_mlps(gate):
+    policy, windows = make_policy(4), random_windows(0, 12, 0.2)
+    policy.value_gate.gate.fill_(gate)
+    critic = policy.critic_output(policy.encode_windows(windows, 8).critic)
+    (critic.mlp_values.detach() + critic.residual).square().sum().backward()
     moved = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
-    assert moved and all(name.startswith("critic_trunk.") for name in moved)
+    assert moved and all(name.startswith("critic_network.") for name in moved)
 
 
 def test_values_are_a_mixture():
-    ours, _ = trained_on_one_rollout(1, None)
-    policy = ours.policy
-    latents = policy.window_latents(next(ours._attention_windows()).windows, 4).critic
-    assert latents.gathered is not None
-    mlp, whole = policy.value_net(latents.mlp_latents).squeeze(-1), policy.value_net(latents.latents).squeeze(-1)
-    for share in (0.0, 0.25, 1.0):
-        policy.value_gate.share.fill_(share)
-        values, added = policy.values_and_added(latents)
-        th.testing.assert_close(values, (1 - share) * mlp + share * whole)
-        th.testing.assert_close(added, whole - mlp)
+    policy, windows = make_policy(4), random_windows(0, 12, 0.2)
+    encoded = policy.encode_windows(windows, 8).critic
+    assert encoded.hidden is not None
+    mlp, whole = policy.value_net(encoded.mlp_latent).squeeze(-1), policy.value_net(encoded.latent).squeeze(-1)
+    for gate in (0.0, 0.25, 1.0):
+        policy.value_gate.gate.fill_(gate)
+        output = policy.critic_output(encoded)
+        th.testing.assert_close(output.values, (1 - gate) * mlp + gate * whole)
+        th.testing.assert_close(output.mlp_values, mlp)
+        th.testing.assert_close(output.residual, whole - mlp)
     assert not th.allclose(mlp, whole)
 
 
-@pytest.mark.parametrize("truth", [0.0, 0.2, 0.5, 1.0, 2.0, -1.0])
-def test_the_share_finds_what_is_true(truth):
-    """Returns hold ``truth`` times what attention adds, and noise: the share settles there, less what the margin takes."""
-    rng, gate, shares, std = np.random.default_rng(0), ValueGate(), [], 0.5
-    for _ in range(200):
-        added = rng.normal(size=(256, 8))
-        gate.judge(added, (truth - float(gate.share)) * added + std * rng.normal(size=(256, 8)))
-        shares.append(float(gate.share))
-    expected = truth - MARGIN * (truth**2 + std**2)
-    assert abs(np.mean(shares[100:]) - np.clip(expected, 0, 1)) < 0.02
+def test_a_rollouts_values_are_a_mixture():
+    policy = make_policy(4)
+    buffer, rng = make_buffer(policy, 12, 2), np.random.default_rng(0)
+    fill(buffer, rng, np.ones(2, dtype=bool), 0.2)
+    last_obs = next_observations(buffer, rng)
+    open_, closed = None, None
+    for gate in (0.0, 1.0):
+        policy.value_gate.gate.fill_(gate)
+        closed, open_ = open_, evaluate_rollout(policy, buffer, last_obs)
+    np.testing.assert_allclose(open_.values, closed.mlp_values + closed.residual, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(closed.values, closed.mlp_values)
+    for name in ("last", "terminal"):
+        th.testing.assert_close(getattr(closed, name).values, getattr(open_, name).mlp_values)
+        assert not th.allclose(getattr(open_, name).values, getattr(open_, name).mlp_values)
 
 
-@pytest.mark.parametrize("constant", [0.0, 3.0])
-def test_less_than_the_margin_is_chance(constant):
-    """What explains less than the margin of the advantages' variance stays out, and so does a constant."""
-    rng, gate = np.random.default_rng(0), ValueGate()
-    for _ in range(50):
-        added = constant + rng.normal(size=(256, 8))
-        gate.judge(added, added + 6 * rng.normal(size=(256, 8)))
-        assert float(gate.share) == 0.0
-
-
-def test_nothing_added_is_no_evidence():
-    gate = ValueGate()
-    gate.judge(np.zeros((4, 2)), np.ones((4, 2)))
-    assert float(gate.share) == 0.0
-
-
-def test_the_share_is_saved(tmp_path):
+def test_the_gate_is_saved(tmp_path):
     ours, _ = trained_on_one_rollout(1, None)
-    ours.policy.value_gate.share.fill_(0.4)
+    ours.policy.value_gate.gate.fill_(0.4)
     ours.save(tmp_path / "model")
-    assert float(AAC.load(tmp_path / "model", device="cpu").policy.value_gate.share) == pytest.approx(0.4)
+    assert float(AAC.load(tmp_path / "model", device="cpu").policy.value_gate.gate) == pytest.approx(0.4)
 
 
-def test_a_memory_actor_has_no_gate():
-    model = AAC("MlpPolicy", "CartPole-v1", policy_kwargs={"memory_actor": True}, device="cpu")
-    assert model.policy.value_gate is None
-
-
-@pytest.mark.parametrize(("share", "options", "n_steps"), [(0.0, {}, 1), (0.5, {}, 2), (0.0, {"attention_q": True}, 2)])
-def test_attention_that_is_not_heard_learns_half_as_often(share, options, n_steps):
-    """Unless something else than a value is learned with it"""
-    env, settings = make_vec_env("CartPole-v1", 4, seed=0), {**SMALL, "n_epochs": 1}
-    model = AAC("MlpPolicy", env, policy_kwargs=options, **settings).learn(256)
-    model.policy.value_gate.share.fill_(share)
-    kinds = [type(batch).__name__ for batch in model._minibatches(model._attention_windows())]
-    assert kinds.count("TransitionSamples") == 16 and kinds.count("WindowSamples") == n_steps
+@pytest.mark.parametrize("options", [{"memory_actor": True}, {"n_layers": 0}])
+def test_a_memory_actor_has_no_gate_and_neither_has_a_critic_without_attention(options):
+    assert make_policy(4, **options).value_gate is None

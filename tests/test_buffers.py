@@ -1,0 +1,391 @@
+"""The rollout buffer: what goes in step by step comes out as transitions and as windows with their context."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
+from sb3_attention_ac.step_storage import NO_EPISODE
+from sb3_attention_ac.type_aliases import TransitionSamples, WindowSamples
+
+NUMBERS = spaces.Box(-1e6, 1e6, (1,))
+ACTIONS = spaces.Box(-1e6, 1e6, (2,))
+
+
+def make(n_steps=5, n_envs=2, n_context=3, chunk_length=2, action_space=ACTIONS, **options) -> TrajectoryRolloutBuffer:
+    options = {"observation_space": NUMBERS, "device": "cpu", **options}
+    return TrajectoryRolloutBuffer(
+        n_steps, action_space=action_space, n_envs=n_envs, n_context=n_context, chunk_length=chunk_length, **options
+    )
+
+
+def number(step: int, env: int) -> float:
+    """What stands for the observation of a step, counted over rollouts; its action and reward are made of it"""
+    return 10.0 * (step + 1) + env
+
+
+def add_step(buffer: TrajectoryRolloutBuffer, step: int, starts: np.ndarray, **more) -> None:
+    obs = np.array([[number(step, env)] for env in range(buffer.n_envs)])
+    buffer.add(obs, np.concatenate([obs + 0.5, -obs], axis=1), obs[:, 0] + 0.25, starts, **more)
+
+
+def filled(starts: np.ndarray, noise_every: int = 0, **options) -> TrajectoryRolloutBuffer:
+    """Rollout after rollout, until the steps are used up; noise is sampled anew every few steps of a rollout"""
+    buffer = make(n_envs=starts.shape[1], **options)
+    for step, start in enumerate(starts):
+        k = step % buffer.buffer_size
+        if k == 0:
+            buffer.reset()
+        if noise_every and k % noise_every == 0:
+            buffer.start_noise()
+        add_step(buffer, step, start)
+    return buffer
+
+
+class Naive:
+    """All steps ever, and what a window of them holds"""
+
+    def __init__(self, starts: np.ndarray, n_steps: int, noise_every: int):
+        self.starts, self.noise = starts > 0, []
+        noise = 0
+        for step in range(len(starts)):
+            noise += bool(noise_every) and (step % n_steps) % noise_every == 0
+            self.noise.append(noise)
+
+    def of(self, step: int, env: int) -> tuple:
+        """(observation, previous action, previous reward, start, episode id, age, noise id) of one step"""
+        if step < 0:
+            return number(0, env), (0.0, 0.0), 0.0, False, NO_EPISODE, 0.0, 0
+        before = number(step - 1, env) if step > 0 else None
+        action = (0.0, 0.0) if before is None else (before + 0.5, -before)
+        began = [t for t in range(step + 1) if self.starts[t, env]]
+        age = step - began[-1] if began else step
+        reward = 0.0 if before is None else before + 0.25
+        return number(step, env), action, reward, bool(self.starts[step, env]), len(began), float(age), self.noise[step]
+
+
+def content(windows, n: int, t: int) -> tuple:
+    noise = 0 if windows.noise_ids is None else windows.noise_ids[n, t].item()
+    return (
+        windows.observations[n, t].item(),
+        tuple(windows.previous_actions[n, t].tolist()),
+        windows.previous_rewards[n, t].item(),
+        windows.episode_starts[n, t].item(),
+        windows.episode_ids[n, t].item(),
+        windows.ages[n, t].item(),
+        noise,
+    )
+
+
+PATTERNS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 999),
+        "n_steps": st.integers(1, 6),
+        "n_rollouts": st.integers(1, 4),
+        "n_envs": st.integers(1, 3),
+        "n_context": st.integers(0, 7),
+        "chunk_length": st.integers(1, 7),
+        "noise_every": st.integers(0, 3),
+        "episode_end": st.sampled_from([0.0, 0.3, 1.0]),
+    }
+)
+
+
+def drawn(pattern) -> tuple[TrajectoryRolloutBuffer, Naive, int]:
+    """A buffer after some rollouts, what it has to hold, and the number of the first step of its last rollout"""
+    rng, n_steps = np.random.default_rng(pattern["seed"]), pattern["n_steps"]
+    starts = rng.random((n_steps * pattern["n_rollouts"], pattern["n_envs"])) < pattern["episode_end"]
+    options = {name: pattern[name] for name in ("n_steps", "n_context", "chunk_length", "noise_every")}
+    buffer = filled(starts, held_noise=pattern["noise_every"] > 0, **options)
+    return buffer, Naive(starts, n_steps, pattern["noise_every"]), n_steps * (pattern["n_rollouts"] - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PATTERNS)
+def test_windows_hold_what_happened(pattern):
+    buffer, naive, begin = drawn(pattern)
+    for starts, length in buffer.chunks():
+        for start in starts:
+            envs = np.arange(buffer.n_envs)
+            windows, actions = buffer.windows(np.full(buffer.n_envs, start), envs, length)
+            width = buffer.n_context + length
+            assert windows.episode_ids.shape == (buffer.n_envs, width) and actions.shape == (buffer.n_envs, length, 2)
+            for env in envs:
+                for t in range(width):
+                    assert content(windows, env, t) == naive.of(begin + start - buffer.n_context + t, env)
+                for t in range(length):
+                    obs = number(begin + start + t, env)
+                    assert actions[env, t].tolist() == [obs + 0.5, -obs]
+
+
+@settings(max_examples=40, deadline=None)
+@given(PATTERNS)
+def test_windows_of_observations_that_were_not_acted_upon(pattern):
+    """As the next step of the episode, whatever the step after was"""
+    buffer, naive, begin = drawn(pattern)
+    steps, envs = (grid.ravel() for grid in np.meshgrid(np.arange(buffer.buffer_size), np.arange(buffer.n_envs)))
+    windows = buffer.bootstrap_windows(steps, envs, -np.arange(len(steps))[:, None].astype(np.float64))
+    assert windows.episode_ids.shape == (len(steps), buffer.n_context + 1) and windows.observations.dtype == th.float32
+    for n, (step, env) in enumerate(zip(steps, envs, strict=True)):
+        last = begin + step
+        for t in range(buffer.n_context):
+            assert content(windows, n, t) == naive.of(last - buffer.n_context + 1 + t, env)
+        obs = number(last, env)
+        _, _, _, _, episode, age, noise = naive.of(last, env)
+        expected = (-n, (obs + 0.5, -obs), obs + 0.25, False, episode, age + 1, noise)
+        assert content(windows, n, buffer.n_context) == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(PATTERNS)
+def test_context_of_the_rollout_to_come(pattern):
+    """The last steps, and after them the next one of the episode, whose observation is not known yet"""
+    buffer, naive, begin = drawn(pattern)
+    buffer.reset()
+    windows, n = buffer.context(), buffer.n_context
+    end = begin + pattern["n_steps"]
+    assert windows.episode_ids.shape == (buffer.n_envs, n + 1)
+    for env in range(buffer.n_envs):
+        for t in range(n):
+            assert content(windows, env, t) == naive.of(end - n + t, env)
+        obs = number(end - 1, env)
+        _, _, _, _, episode, age, _ = naive.of(end - 1, env)
+        assert content(windows, env, n)[1:6] == ((obs + 0.5, -obs), obs + 0.25, False, episode, age + 1)
+
+
+def test_context_before_anything_happened():
+    buffer = make(n_context=2)
+    buffer.reset()
+    windows = buffer.context()
+    assert windows.episode_ids.tolist() == [[-1, -1, 0]] * 2
+    assert windows.ages.tolist() == [[0, 0, 0]] * 2
+    add_step(buffer, 0, np.array([True, False]))
+    assert buffer.episode_ids[0].tolist() == [1, 0]  # asking has left no trace
+
+
+# --- chunks ---
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "longest", "expected"),
+    [(10, 5, 5), (10, 4, 4), (10, 6, 5), (11, 10, 6), (10, 10, 10), (10, 100, 10), (7, 1, 1), (1, 1, 1), (64, 33, 32)],
+)
+def test_equal_chunks(n_steps, longest, expected):
+    assert equal_chunks(n_steps, longest) == expected
+    assert make(n_steps, chunk_length=longest).chunk_length == expected
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "longest", "expected"),
+    [
+        (6, 2, [([0, 2, 4], 2)]),
+        (5, 2, [([0, 2], 2), ([4], 1)]),
+        (11, 10, [([0], 6), ([6], 5)]),
+        (3, 9, [([0], 3)]),
+        (3, 1, [([0, 1, 2], 1)]),
+    ],
+)
+def test_chunks(n_steps, longest, expected):
+    assert [(starts.tolist(), length) for starts, length in make(n_steps, chunk_length=longest).chunks()] == expected
+
+
+# --- arguments ---
+
+
+def test_defaults_are_sb3s_and_32_steps():
+    buffer = TrajectoryRolloutBuffer(64, NUMBERS, ACTIONS, device="cpu")
+    assert (buffer.gae_lambda, buffer.gamma, buffer.n_envs) == (1, 0.99, 1)
+    assert (buffer.n_context, buffer.n_history, buffer.chunk_length, buffer.held_noise) == (32, 33, 32, False)
+    buffer.reset()
+    assert buffer.tensors().noise_ids is None
+    assert buffer.storage.n_rows == 33 + 64
+
+
+@pytest.mark.parametrize("wrong", [{"n_context": -1}, {"chunk_length": 0}])
+def test_impossible_lengths(wrong):
+    with pytest.raises(ValueError, match="n_context must be at least 0 and chunk_length at least 1"):
+        make(**wrong)
+    make(n_context=0, chunk_length=1)
+
+
+def test_nothing_can_be_read_too_early():
+    buffer = make(n_steps=2)
+    buffer.reset()
+    add_step(buffer, 0, np.ones(2))
+    for generator in (buffer.get(2), buffer.get_transitions(2), buffer.get_windows(2)):
+        with pytest.raises(AssertionError, match="not complete"):
+            next(generator)
+    assert (buffer.pos, buffer.full) == (1, False)
+    add_step(buffer, 1, np.zeros(2))
+    assert (buffer.pos, buffer.full) == (2, True)
+    for generator in (buffer.get(2), buffer.get_transitions(2), buffer.get_windows(2)):
+        next(generator)
+    with pytest.raises(AssertionError, match="reset"):
+        vars(buffer).update(_storage=None)
+        _ = buffer.storage
+
+
+# --- time limits and advantages ---
+
+
+def test_observations_on_which_a_time_limit_cut_off_are_copied():
+    buffer = make(n_steps=2)
+    buffer.reset()
+    add_step(buffer, 0, np.ones(2))
+    obs = np.array([5.0])
+    buffer.add_terminal_observation(1, obs)
+    obs[0] = 6.0  # environments may use it again
+    add_step(buffer, 1, np.array([0, 1]))
+    buffer.add_terminal_observation(0, obs)
+    assert list(buffer.terminal_observations) == [(0, 1), (1, 0)]
+    assert [value.tolist() for value in buffer.terminal_observations.values()] == [[5.0], [6.0]]
+    buffer.reset()
+    assert buffer.terminal_observations == {} and len(buffer.terminal_values) == 0
+
+
+def timed_out() -> TrajectoryRolloutBuffer:
+    """gamma 1/2, lambda 1/2; the second environment's first episode is cut off after its first step"""
+    buffer = make(n_steps=2, gamma=0.5, gae_lambda=0.5)
+    buffer.reset()
+    nothing = np.zeros((2, 1))
+    buffer.add(nothing, np.zeros((2, 2)), np.array([1.0, 2.0]), np.ones(2))
+    buffer.add_terminal_observation(1, np.zeros(1))
+    buffer.add(nothing, np.zeros((2, 2)), np.array([3.0, 4.0]), np.array([0, 1]))
+    buffer.set_values(np.array([[2.0, 2.0], [4.0, 4.0]]), np.array([[20.0, 20.0], [40.0, 40.0]]))
+    return buffer
+
+
+def test_returns_go_on_behind_a_time_limit():
+    buffer = timed_out()
+    rewards = buffer.rewards.copy()
+    buffer.compute_returns_and_advantage(th.tensor([[8.0], [16.0]]), np.array([False, True]), np.array([100.0]))
+    # Errors: 1 + 2 - 2 and 3 + 4 - 4; 2 + 50 - 2 (the time limit) and 4 + 0 - 4 (an end)
+    assert buffer.advantages.tolist() == [[1 + 3 / 4, 50], [3, 0]]
+    assert buffer.returns.tolist() == [[3.75, 52], [7, 4]]
+    assert np.array_equal(buffer.rewards, rewards)
+    advantages = buffer.advantages
+    buffer.compute_returns_and_advantage(th.tensor([8.0, 16.0]), np.array([False, True]))  # as a callback may
+    assert np.array_equal(buffer.advantages, advantages)
+    buffer.compute_returns_and_advantage(th.tensor([8.0, 16.0]), np.array([False, True]), np.zeros(1))
+    assert buffer.advantages[0, 1] == 0
+
+
+def test_advantages_under_other_values():
+    buffer = timed_out()
+    buffer.compute_returns_and_advantage(th.zeros(2), np.array([True, True]), np.array([100.0]))
+    before = buffer.advantages
+    values, last = np.array([[0.0, 1.0], [2.0, 0.0]]), np.array([4.0, 0.0])
+    advantages = buffer.advantages_under(values, last, np.array([False, True]), np.array([10.0]))
+    assert advantages.tolist() == [[1 + 1 - 0 + (3 + 2 - 2) / 4, 2 + 5 - 1], [3, 4]]
+    assert buffer.advantages is before and buffer.terminal_values.tolist() == [100]
+
+
+def test_values_of_two_kinds():
+    buffer = timed_out()
+    assert buffer.values.tolist() == [[2, 2], [4, 4]] and buffer.mlp_values.tolist() == [[20, 20], [40, 40]]
+    buffer.set_values(np.ones((2, 2)))
+    assert buffer.values.tolist() == buffer.mlp_values.tolist() == [[1, 1], [1, 1]]
+    assert buffer.values.dtype == np.float32
+
+
+# --- minibatches ---
+
+
+def complete(n_steps=5, n_envs=2, **options) -> TrajectoryRolloutBuffer:
+    """Two rollouts, with targets that say which step they are of"""
+    buffer = filled(np.random.default_rng(0).random((2 * n_steps, n_envs)) < 0.3, n_steps=n_steps, **options)
+    index = np.arange(n_steps * n_envs, dtype=np.float32).reshape(n_steps, n_envs)
+    for k, name in enumerate(("values", "mlp_values", "log_probs", "advantages", "returns")):
+        getattr(buffer, name)[:] = index + 100 * (k + 1)
+    buffer.logit_offsets, buffer.action_masks = np.stack([index, -index], -1), index[..., None] > 3
+    return buffer
+
+
+def check_targets(samples: TransitionSamples | WindowSamples, index: th.Tensor, observations: th.Tensor, values: int) -> None:
+    assert th.equal(samples.old_values, index + values)
+    assert th.equal(samples.old_log_prob, index + 300)
+    assert th.equal(samples.advantages, index + 400) and th.equal(samples.returns, index + 500)
+    assert th.equal(samples.logit_offsets, th.stack([index, -index], -1))
+    assert th.equal(samples.action_masks, (index > 3).unsqueeze(-1))
+    assert th.equal(samples.actions, th.cat([observations + 0.5, -observations], -1))
+    step, env = index // 2 + 5, index % 2
+    assert th.equal(observations.squeeze(-1), 10 * (step + 1) + env)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(None, [10]), (4, [4, 4, 2]), (np.int64(10), [10]), (100, [10]), (1, [1] * 10)]
+)
+def test_transitions(batch_size, sizes):
+    buffer = complete()
+    parts = list(buffer.get_transitions(batch_size))
+    assert [len(part.returns) for part in parts] == sizes
+    for samples in parts:
+        assert isinstance(samples, TransitionSamples)
+        check_targets(samples, samples.returns - 500, samples.observations, values=200)  # V_mlp
+    order = th.cat([part.returns for part in parts]) - 500
+    assert order.sort().values.tolist() == list(range(10))
+    again = th.cat([part.returns for part in buffer.get_transitions(batch_size)]) - 500
+    assert order.tolist() != list(range(10)) and order.tolist() != again.tolist()
+
+
+def test_transitions_as_sb3_knows_them():
+    buffer = complete()
+    np.random.seed(3)
+    theirs = list(buffer.get(4))
+    np.random.seed(3)
+    ours = list(buffer.get_transitions(4))
+    for sb3, samples in zip(theirs, ours, strict=True):
+        assert type(sb3).__name__ == "RolloutBufferSamples" and len(sb3) == 6
+        assert all(map(th.equal, sb3, samples[:6]))
+    assert [len(part.returns) for part in buffer.get()] == [10]
+    one = buffer._get_samples(np.array([7, 2]))
+    assert one.returns.tolist() == [507, 502] and one.old_values.tolist() == [207, 202]
+
+
+def test_transitions_without_masks_and_offsets():
+    buffer = complete()
+    buffer.logit_offsets = buffer.action_masks = None
+    samples = next(buffer.get_transitions(3))
+    assert samples.logit_offsets is None and samples.action_masks is None and len(samples.returns) == 3
+
+
+@pytest.mark.parametrize(
+    ("chunk_length", "batch_size", "shapes"),
+    [
+        (2, None, [(4, 2), (2, 1)]),
+        (2, 4, [(2, 2), (2, 2), (2, 1)]),
+        (2, 5, [(2, 2), (2, 2), (2, 1)]),  # rounded to whole chunks
+        (2, 1, [(1, 2)] * 4 + [(1, 1)] * 2),  # one at least
+        (2, 6, [(3, 2), (1, 2), (2, 1)]),
+        (5, 5, [(1, 5), (1, 5)]),
+        (1, 4, [(4, 1), (4, 1), (2, 1)]),
+    ],
+)
+def test_windows_in_minibatches(chunk_length, batch_size, shapes):
+    buffer = complete(chunk_length=chunk_length)
+    parts = list(buffer.get_windows(batch_size))
+    assert [tuple(part.returns.shape) for part in parts] == shapes
+    for samples in parts:
+        index, n = samples.returns - 500, samples.returns.shape[1]
+        check_targets(samples, index, samples.windows.observations[:, -n:], values=100)  # V(h_t), not V_mlp
+        assert samples.windows.episode_ids.shape[1] == 3 + n
+        assert (index[:, 1:] - index[:, :-1] == 2).all()  # steps of one environment in a row
+        assert (index[:, 0] // 2 % chunk_length == 0).all()
+    assert th.cat([part.returns.flatten() for part in parts]).sort().values.tolist() == list(range(500, 510))
+
+
+def test_windows_are_shuffled():
+    buffer = complete(n_steps=12, chunk_length=2)
+    orders = [tuple(part.returns[0, 0].item() for part in buffer.get_windows(1)) for _ in range(2)]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) != list(orders[0])
+    assert {order % 2 for order in orders[0]} == {0, 1}  # of every environment
+
+
+def test_windows_of_some_chunks():
+    buffer = complete()
+    samples = buffer.window_samples(np.array([2, 0]), np.array([1, 0]), 2)
+    assert samples.returns.tolist() == [[505, 507], [500, 502]]
+    assert samples.windows.observations.shape == (2, 5, 1)

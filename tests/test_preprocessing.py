@@ -1,0 +1,157 @@
+"""What goes into the networks: encoded actions, rewards, ages, and stacked frames."""
+
+import math
+
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_attention_ac.networks.preprocessing import (
+    EventEncoder,
+    action_encoding_dim,
+    encode_actions,
+    encode_ages,
+    one_hot,
+    stack_frames,
+    symlog,
+)
+
+BOX = spaces.Box(-1.0, 1.0, (2,))
+
+
+@pytest.mark.parametrize(
+    ("space", "dim"),
+    [
+        (spaces.Discrete(3), 3),
+        (spaces.Discrete(3, start=2), 3),
+        (spaces.MultiDiscrete([2, 5]), 7),
+        (spaces.MultiBinary(4), 4),
+        (spaces.MultiBinary((2, 3)), 6),
+        (BOX, 2),
+        (spaces.Box(-1.0, 1.0, (2, 3)), 6),
+    ],
+    ids=repr,
+)
+def test_width_of_encoded_actions(space, dim):
+    assert action_encoding_dim(space) == dim
+    n = {spaces.Discrete: 1, spaces.MultiDiscrete: 2}.get(type(space), dim)
+    assert encode_actions(th.zeros(4, 5, n), space).shape == (4, 5, dim)
+
+
+def test_categories_are_encoded_as_torch_does():
+    generator = th.Generator().manual_seed(0)
+    first, second = (th.randint(n, (4, 5, 1), generator=generator).float() for n in (2, 3))  # as the buffer stores them
+    ones = [th.nn.functional.one_hot(part.long().squeeze(-1), n) for part, n in ((first, 2), (second, 3))]
+    assert encode_actions(second, spaces.Discrete(3)).equal(ones[1].float())
+    assert encode_actions(th.cat([first, second], -1), spaces.MultiDiscrete([2, 3])).equal(th.cat(ones, -1).float())
+    assert one_hot(second.squeeze(0), 3).equal(ones[1].float())
+
+
+def test_bits_are_floats_and_numbers_are_squashed():
+    bits = encode_actions(th.tensor([[0, 1]]), spaces.MultiBinary(2))
+    assert bits.tolist() == [[0.0, 1.0]] and bits.dtype == th.float32
+    numbers = encode_actions(th.tensor([[-3, 100]]), BOX)
+    assert numbers[0].tolist() == pytest.approx([-math.log(4), math.log(101)])
+
+
+def test_symlog():
+    x = [-1000.0, -1.0, 0.0, 1e-6, 2.0]
+    expected = [-math.log(1001), -math.log(2), 0.0, 1e-6, math.log(3)]
+    assert symlog(th.tensor(x)).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ages():
+    encoded = encode_ages(th.tensor([[0.0, 1.0, 50.0], [999.0, 1000.0, 5000.0]]))
+    assert encoded.shape == (2, 3, 2)
+    expected = [0, math.log(2) / 2, math.log(51) / 2, math.log(1000) / 2, math.log(1001) / 2, math.log(5001) / 2]
+    assert encoded[..., 0].flatten().tolist() == pytest.approx(expected)
+    assert encoded[..., 1].flatten().tolist() == pytest.approx([0, 0.02, 1, 19.98, 20, 20])
+
+
+# --- events ---
+
+ACTIONS = th.tensor([[[1.0], [2.0], [0.0]]])
+REWARDS = th.tensor([[2.0, -2.0, 5.0]])
+AGES = th.tensor([[0.0, 1.0, 0.0]])
+FIRST = th.tensor([[True, False, True]])
+REWARD = [math.log(3), -math.log(3), math.log(6)]
+AGE = [[0.0, 0.0], [math.log(2) / 2, 0.02], [0.0, 0.0]]
+
+
+def events(first: th.Tensor | None, *reads: bool) -> list[list[float]]:
+    encoder = EventEncoder(spaces.Discrete(3), *reads)
+    encoded = encoder(ACTIONS, REWARDS, AGES, first)
+    assert encoded.shape == (1, 3, encoder.dim) and encoded.dtype == th.float32
+    return encoded[0].tolist()
+
+
+def close(expected: list[list[float]]) -> list:
+    return [pytest.approx(row, rel=1e-5) for row in expected]
+
+
+def test_events_side_by_side():
+    """Action, reward, age; action and reward are zero where nothing was before, the age is known"""
+    hot = [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    everything = [[*hot[i], REWARD[i], *AGE[i]] for i in range(3)]
+    assert events(None, True, True, True) == close(everything)
+    masked = [[0.0] * 4 + AGE[0], everything[1], [0.0] * 4 + AGE[2]]
+    assert events(FIRST, True, True, True) == close(masked)
+    assert events(FIRST, True, False, False) == close([[0.0] * 3, hot[1], [0.0] * 3])
+    assert events(FIRST, False, True, False) == close([[0.0], [REWARD[1]], [0.0]])
+    assert events(~FIRST, False, True, True) == close([[REWARD[0], 0, 0], [0, *AGE[1]], [REWARD[2], 0, 0]])
+    assert events(FIRST, False, False, True) == close(AGE)
+    assert events(FIRST, True, False, True) == close([[0.0] * 5, [*hot[1], *AGE[1]], [0.0] * 5])
+    assert events(FIRST, False, False, False) == [[], [], []]
+
+
+def test_the_age_is_known_at_the_first_step_of_what_is_seen():
+    """A first step is one without a step before; its age counts from where the episode began."""
+    encoder = EventEncoder(spaces.Discrete(3), False, True, True)
+    encoded = encoder(ACTIONS, REWARDS, th.full((1, 3), 50.0), th.ones((1, 3), dtype=th.bool))
+    assert encoded[0, 0].tolist() == pytest.approx([0, math.log(51) / 2, 1])
+
+
+def test_what_is_not_read_need_not_be_given():
+    encoder = EventEncoder(spaces.Discrete(3), True, False, False)
+    assert encoder(ACTIONS[0], None, AGES[0], None).tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+
+
+def test_what_is_not_finite_before_an_episode_is_not_read():
+    encoder = EventEncoder(BOX, True, True, False)
+    encoded = encoder(th.full((1, 3, 2), float("nan")), th.full((1, 3), float("inf")), AGES, th.ones((1, 3), dtype=th.bool))
+    assert encoded.abs().max() == 0
+
+
+# --- stacked frames ---
+
+
+def test_one_frame_is_the_step_itself():
+    features = th.randn(2, 4, 3)
+    assert stack_frames(features, th.zeros(2, 4), 0) is features
+
+
+@pytest.mark.parametrize("n_previous", [1, 2, 3, 6])
+def test_stacked_frames_by_hand(n_previous):
+    """Longer than the window too; of each feature its past side by side, oldest first"""
+    features, ids = th.randn(2, 4, 3), th.tensor([[0, 0, 0, 1], [-1, 2, 2, 2]])
+    stacked = stack_frames(features, ids, n_previous)
+    assert stacked.shape == (2, 4, 3 * (1 + n_previous))
+    for n in range(2):
+        for t in range(4):
+            expected = features[n, t].tolist()
+            for f in range(3):
+                for k in range(t - n_previous, t):
+                    expected.append(features[n, k, f].item() if k >= 0 and ids[n, k] == ids[n, t] else 0.0)
+            assert stacked[n, t].tolist() == expected
+
+
+def test_frames_of_another_episode_are_zero_whatever_they_are():
+    features, ids = th.ones(1, 3, 1), th.tensor([[0, 1, 1]])
+    features[0, 0] = float("nan")
+    assert stack_frames(features, ids, 2)[0, 1:].tolist() == [[1, 0, 0], [1, 0, 1]]
+
+
+def test_gradients_go_through_stacked_frames():
+    features = th.zeros(1, 3, 1, requires_grad=True)
+    stack_frames(features, th.tensor([[0, 0, 1]]), 1).sum().backward()
+    assert features.grad.flatten().tolist() == [2, 1, 1]
