@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import joblib
 
 from sb3_attention_ac.compare.backends import joblib_backend
+from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import execute, plan, read_finished
-from sb3_attention_ac.compare.launcher import Outcome
+from sb3_attention_ac.compare.launcher import Outcome, check_worker
 from sb3_attention_ac.compare.provenance import provenance
 from sb3_attention_ac.compare.scores import Reference, load_references
 from sb3_attention_ac.compare.settings import Job, Protocol
@@ -60,6 +61,7 @@ def compare(
     rerun_corrupt: bool = False,
     references: str | Path | None = None,
     seconds: float | None = None,
+    results: str | Path | None = None,
 ) -> Comparison:
     """
     Train algorithms on environments over seeds, and report. Runs found in ``out`` are not repeated.
@@ -78,6 +80,8 @@ def compare(
     :param rerun_corrupt: Whether to run again what has a corrupt result file, instead of refusing
     :param references: YAML file with own reference scores ``env: {random: x, good: y}``
     :param seconds: Also compare scores after this many seconds of training (0: as many as the quickest run took)
+    :param results: CSV file to keep one row per run in, beside the rows of other calls, see
+        :func:`~sb3_attention_ac.compare.suites.update_results`; it is brought up to date whenever a run has ended
     :return: Tables, failures, and the path of the report
     :raises CompareError: If something asked for is impossible, or no run has finished
     """
@@ -95,26 +99,47 @@ def compare(
     pending = [job for job in jobs if job.folder not in finished]
     command = shlex.join(sys.orig_argv)
     outcomes: list[Outcome] = []
+
+    def keep() -> None:
+        if results is not None:
+            _update_results(Path(results), list(read_finished(jobs, out, rerun_corrupt).values()))
+
+    keep()
     joblib_settings = joblib_backend(backend, address) if pending else {}
+    if pending and backend == "local":
+        check_device(protocol.device)
+        check_worker(list(dict.fromkeys(job.env for job in pending)), protocol.gym_packages, out)
     _write_settings(jobs, out, command)
     if pending:
         default = -1 if backend == "ray" else joblib.cpu_count(only_physical_cores=True)
-        outcomes = execute(pending, out, command, n_jobs or default, joblib_settings, done=len(finished))
+        outcomes = execute(pending, out, command, n_jobs or default, joblib_settings, len(finished), keep)
         finished = read_finished(jobs, out, rerun_corrupt)
     failures = tuple(f"{outcome.job}: {outcome.failure}" for outcome in outcomes if outcome.failure is not None)
-    results = [finished[job.folder] for job in jobs if job.folder in finished]
-    if not results:
+    there = [finished[job.folder] for job in jobs if job.folder in finished]
+    if not there:
         raise CompareError("No run has finished, so there is nothing to report:\n" + "\n".join(failures))
-    return _report(results, failures, known, out, seconds)
+    missing = list(dict.fromkeys(job.env for job in jobs if job.env not in {result.job.env for result in there}))
+    return _report(there, failures, known, out, seconds, missing)
 
 
+# The processes of the runs import this package too, and are spared the libraries for statistics and pictures
 def _report(
-    results: Sequence[Result], failures: tuple[str, ...], known: dict[str, Reference], out: Path, seconds: float | None
+    results: Sequence[Result],
+    failures: tuple[str, ...],
+    known: dict[str, Reference],
+    out: Path,
+    seconds: float | None,
+    missing: Sequence[str],
 ) -> Comparison:
-    # The processes of the runs import this package too, and are spared the libraries for statistics and pictures
     from sb3_attention_ac.compare.report import write_report
 
-    return write_report(results, failures, known, out, seconds)
+    return write_report(results, failures, known, out, seconds, missing)
+
+
+def _update_results(path: Path, results: Sequence[Result]) -> None:
+    from sb3_attention_ac.compare.suites import update_results
+
+    update_results(path, results)
 
 
 def _write_settings(jobs: Sequence[Job], out: Path, command: str) -> None:

@@ -44,7 +44,7 @@ def _legend_above(figure: Figure, colours: dict[str, Colour]) -> None:
 
 def _draw_curve(axis: Axes, curve: pd.DataFrame, against: str, value: str, label: str, colour: Colour) -> None:
     axis.plot(curve[against], curve[value], label=label, color=colour)
-    if curve["low"].notna().all():
+    if curve["low"].notna().any():
         axis.fill_between(curve[against], curve["low"], curve["high"], alpha=0.2, color=colour, lw=0)
 
 
