@@ -166,7 +166,7 @@ def test_an_episode_without_an_end_is_an_error(tmp_path: Path, clock: str, monke
 # ---- runs that diverge
 
 
-@pytest.mark.filterwarnings("ignore:.*The reward is an? (NaN|inf) value")
+@pytest.mark.filterwarnings("ignore:.*The reward is an? (NaN|inf) value", "ignore::RuntimeWarning")
 def test_returns_that_are_not_finite_are_a_result(tmp_path: Path, clock: str) -> None:
     for worth in ("nan", "inf"):
         result = evaluated(tmp_path / worth, clock, env_kwargs={"worth": worth})

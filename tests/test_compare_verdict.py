@@ -58,7 +58,7 @@ def test_two_seeds_would_name_a_winner_of_equals_too_often() -> None:
     """Why there is a smallest number: the share of pairs of equal algorithms that their interval tells apart."""
     generator = np.random.default_rng(0)
 
-    def share(seeds: int, pairs: int = 200) -> float:
+    def share(seeds: int, pairs: int = 100) -> float:
         scores = generator.normal(size=(pairs, 2, seeds))
         runs = [
             pd.DataFrame({"algorithm": name, "environment": "A", "seed": range(seeds), "final_normalised": values})
@@ -147,8 +147,8 @@ def test_equal_scores_have_no_highest() -> None:
 
 
 def test_equal_scores_have_no_bold_one() -> None:
-    results = [*ends("one", 3.0, 4.0), *ends("two", 4.0, 3.0), *ends("three", 1.0, 1.0)]
-    results += [*ends("one", 5.0, 5.0, env="B"), *ends("two", 4.0, 4.0, env="B"), *ends("three", 1.0, 1.0, env="B")]
+    results = [*ends("one", 3, 4, 5, 6, 7), *ends("two", 7, 6, 5, 4, 3), *ends("three", 1, 1, 1, 1, 1)]
+    results += [*ends("one", 5, 5, 5, 5, 5, env="B"), *ends("two", 4, 4, 4, 4, 4, env="B")]
     _, runs, references = tables(results, REFERENCES)
     table = task_table(runs, "final", "", "")
     assert {row[0]: column for row, column in zip(table.rows, [0, 1], strict=True)} == {"A": 0, "B": 1}
@@ -158,8 +158,16 @@ def test_equal_scores_have_no_bold_one() -> None:
     assert not summary_table(summaries(runs), runs, references).best
 
 
+def test_few_seeds_have_no_bold_one() -> None:
+    for seeds in (4, 5):
+        _, runs, references = tables(make_results(seeds), REFERENCES)
+        assert bool(task_table(runs, "final", "", "").best) == (seeds == 5)
+        assert bool(summary_table(summaries(runs), runs, references).best) == (seeds == 5)
+
+
 def test_numbers_that_look_equal_have_no_bold_one() -> None:
-    _, runs, references = tables([*ends("one", 499.9, 500.0), *ends("two", 500.0, 500.0)], {"A": Reference(0, 500, "test")})
+    results = [*ends("one", 499.9, 500, 500, 500, 500), *ends("two", 500, 500, 500, 500, 500)]
+    _, runs, references = tables(results, {"A": Reference(0, 500, "test")})
     assert not task_table(runs, "final", "", "").best
     final = summary_table(summaries(runs), runs, references)
     assert "1.00" in final.rows[0][1] and "1.00" in final.rows[1][1]

@@ -1,5 +1,6 @@
 """The comparison as a whole: plan, run, summarise, report."""
 
+import contextlib
 import json
 import math
 import shlex
@@ -104,6 +105,10 @@ def compare(
         if results is not None:
             _update_results(Path(results), list(read_finished(jobs, out, rerun_corrupt).values()))
 
+    def try_to_keep() -> None:
+        with contextlib.suppress(CompareError, OSError):  # said at the end, not in the midst of other runs
+            keep()
+
     keep()
     joblib_settings = joblib_backend(backend, address) if pending else {}
     if pending and backend == "local":
@@ -112,7 +117,8 @@ def compare(
     _write_settings(jobs, out, command)
     if pending:
         default = -1 if backend == "ray" else joblib.cpu_count(only_physical_cores=True)
-        outcomes = execute(pending, out, command, n_jobs or default, joblib_settings, len(finished), keep)
+        outcomes = execute(pending, out, command, n_jobs or default, joblib_settings, len(finished), try_to_keep)
+        keep()
         finished = read_finished(jobs, out, rerun_corrupt)
     failures = tuple(f"{outcome.job}: {outcome.failure}" for outcome in outcomes if outcome.failure is not None)
     there = [finished[job.folder] for job in jobs if job.folder in finished]

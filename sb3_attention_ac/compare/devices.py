@@ -22,7 +22,7 @@ def check_device(name: str) -> None:
     if device.type == "cuda":  # asked like this, it is not started up, which would take memory on it
         found = th.cuda.device_count() if th.cuda.is_available() else 0
         if (device.index or 0) >= found:
-            there = f"{found} GPU{'s, counted from 0' if found > 1 else ''}" if found else "no GPU"
+            there = f"{found} GPU{'s, counted from 0,' if found > 1 else ''}" if found else "no GPU"
             raise CompareError(f"The device {name!r} was given, but PyTorch finds {there} on this machine. {advice}")
         return
     try:

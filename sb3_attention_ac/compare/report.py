@@ -17,7 +17,7 @@ from sb3_attention_ac.compare.scores import Reference, scale
 from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, mean_curves, score_matrices, summaries
 from sb3_attention_ac.compare.storage import Result, write_atomically
 from sb3_attention_ac.compare.tables import on_common_seconds, tables
-from sb3_attention_ac.compare.texts import Table, equal_seconds_table, reference_table, summary_table, task_table
+from sb3_attention_ac.compare.texts import BOLD, Table, equal_seconds_table, reference_table, summary_table, task_table
 from sb3_attention_ac.compare.verdict import verdict
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
@@ -59,7 +59,7 @@ def write_report(
         write_atomically(out / f"{name}.csv", table.to_csv(index=False))
     texts = [
         summary_table(overall, runs, references),
-        task_table(runs, "final", "Final score", "Mean return at the end of training, mean over seeds."),
+        task_table(runs, "final", "Final score", f"Mean return at the end of training, mean over seeds. {BOLD}"),
         task_table(
             runs, "area", "Whole curve", "Mean height of the learning curve over the steps of training, mean over seeds."
         ),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ from sb3_attention_ac.compare.yaml_files import read_mapping
 SUITE_FILE = "suite.yml"
 RESULTS_FILE = "results.csv"
 KEY = ["environment", "algorithm", "seed"]
+COLUMNS = [*KEY, "steps", "final", "best_evaluation", "best_training", "diverged", "evaluations", "episodes"]
+COLUMNS += ["train_seconds", "processor", "settings", "versions"]
 # Arguments of the command that a suite may set, and what they are
 ARGUMENTS: dict[str, type] = {
     "algos": list,
@@ -105,7 +108,7 @@ def result_rows(results: Sequence[Result]) -> pd.DataFrame:
         evaluations (those after training has begun), episodes (of each); train_seconds and the processor it took them on;
         settings (equal for equal hyperparameters and protocol) and versions
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for result in results:
         scores = pd.Series([evaluation.score for evaluation in result.evaluations])
         training = pd.Series([evaluation.training for evaluation in result.evaluations], dtype=float)
@@ -127,7 +130,24 @@ def result_rows(results: Sequence[Result]) -> pd.DataFrame:
                 "versions": _versions(result),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """
+    :param path: File with results
+    :return: Its rows, see :func:`result_rows`, and other columns it has; what it does not say is NaN
+    :raises CompareError: If it cannot be read, or does not say which run ended how
+    """
+    try:
+        there = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise CompareError(f"{path} cannot be read as CSV ({error}); mend it, or move it away.") from error
+    if missing := {*KEY, "final"} - set(there.columns):
+        raise CompareError(f"{path} has no column {', '.join(sorted(missing))}; mend it, or move it away.")
+    if there.duplicated(KEY).any():
+        raise CompareError(f"{path} has two rows of one environment, algorithm and seed; mend it, or move it away.")
+    return there.reindex(columns=[*COLUMNS, *there.columns.difference(COLUMNS, sort=False)])
 
 
 def fingerprint(job: Job) -> str:
@@ -154,20 +174,26 @@ def update_results(path: Path, results: Sequence[Result]) -> None:
 
     :param path: File to make or to bring up to date
     :param results: Finished runs
-    :raises CompareError: If the file has no such rows
+    :raises CompareError: If there is a file that is none of results
     """
     if not results:
+        if path.is_file():
+            read_results(path)
         return
     rows = result_rows(results)
-    lock = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"sb3_attention_ac-{lock}.lock"):  # two commands may do parts of one suite
+    with _lock(path):  # two commands may do parts of one suite
         if path.is_file():
-            rows = pd.DataFrame(_others(path, rows) + rows.to_dict("records"), columns=rows.columns)
-        text = (
-            rows.convert_dtypes().sort_values(KEY, kind="stable").to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        )
+            rows = pd.DataFrame(_others(path, rows) + rows.to_dict("records"))
+        rows = rows.convert_dtypes().sort_values(KEY, kind="stable")
+        text = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomically(path, text)
+
+
+def _lock(path: Path) -> FileLock:
+    user = getattr(os, "getuid", int)()  # nobody can open the locks of others
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"sb3_attention_ac-{user}-{name}.lock")
 
 
 def _others(path: Path, rows: pd.DataFrame) -> list[dict[Hashable, Any]]:
@@ -176,19 +202,13 @@ def _others(path: Path, rows: pd.DataFrame) -> list[dict[Hashable, Any]]:
     :param rows: New rows
     :return: Those of the file that stay beside them
     """
-    try:
-        there = pd.read_csv(path)
-        if missing := {*KEY, "final"} - set(there.columns):
-            raise ValueError(f"it has no column {', '.join(sorted(missing))}")
-    except (OSError, ValueError) as error:
-        raise CompareError(f"{path} is to get the results, but cannot be read ({error}); move it away, or mend it.") from error
-    there = there.reindex(columns=rows.columns)
+    there = read_results(path)
     new = rows.set_index(KEY).index
     settings = {(row["environment"], row["algorithm"]): row["settings"] for row in rows.to_dict("records")}
     stay, others = [], set()
     for row in there.to_dict("records"):
         key = row["environment"], row["algorithm"]
-        if settings.get(key, row["settings"]) != row["settings"]:
+        if key in settings and settings[key] != row["settings"]:
             others.add(f"{key[1]} on {key[0]}")
         elif (*key, row["seed"]) not in new:
             stay.append(row)
