@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from test_compare import make_result, make_results
 
-from sb3_attention_ac.compare import comparison, jobs, suites
+from sb3_attention_ac.compare import backends, comparison, suites
 from sb3_attention_ac.compare.__main__ import main
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import plan
@@ -65,7 +65,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         made = make_result(job.variant, job.env, job.seed, (0.0, 1.0, 2.0 + job.seed))
         return Outcome(job, result=to_text(replace(made, job=job, steps=job.protocol.steps)))
 
-    monkeypatch.setattr(jobs, "launch", launch)
+    monkeypatch.setattr(backends, "launch", launch)
     monkeypatch.setattr(comparison, "check_worker", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     return names
@@ -98,18 +98,18 @@ def test_a_suite_is_one_command(suite: Path, launched: list[str]) -> None:
 def test_an_interrupted_suite_keeps_its_rows_and_goes_on(
     suite: Path, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = jobs.launch
+    made = backends.launch
 
     def until_the_fourth(job: Job, out: Path, command: str) -> Outcome:
         if len(launched) == 3:
             raise KeyboardInterrupt
         return made(job, out, command)
 
-    monkeypatch.setattr(jobs, "launch", until_the_fourth)
+    monkeypatch.setattr(backends, "launch", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         main(["--suite", str(suite), "--n-jobs", "1"])
     assert len(table(suite / "results.csv")) == 3
-    monkeypatch.setattr(jobs, "launch", made)
+    monkeypatch.setattr(backends, "launch", made)
     assert main(["--suite", str(suite), "--n-jobs", "1"]) == 0
     assert len(launched) == len(set(launched)) == 8
     assert len(table(suite / "results.csv")) == 8
@@ -329,13 +329,13 @@ def test_tables_of_a_file_with_the_scores_alone(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_is_spoilt_meanwhile_ends_no_run(
     suite: Path, launched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = jobs.launch
+    made = backends.launch
 
     def launch(job: Job, out: Path, command: str) -> Outcome:
         (suite / "results.csv").write_text("a,b\n1,2\n")
         return made(job, out, command)
 
-    monkeypatch.setattr(jobs, "launch", launch)
+    monkeypatch.setattr(backends, "launch", launch)
     assert main(["--suite", str(suite), "--n-jobs", "1"]) == 2
     assert "has no column" in capsys.readouterr().err and len(launched) == 8
     (suite / "results.csv").unlink()

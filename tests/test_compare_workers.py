@@ -1,5 +1,6 @@
 """Comparison: the processes of the runs, and what is refused before any of them is started."""
 
+import functools
 import os
 import queue
 import signal
@@ -7,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -17,8 +20,9 @@ import torch as th
 from test_compare import make_result
 from test_compare_settings import SHORT, one_job
 
-from sb3_attention_ac.compare import comparison, jobs, launcher
+from sb3_attention_ac.compare import backends, comparison, jobs, launcher
 from sb3_attention_ac.compare.__main__ import main
+from sb3_attention_ac.compare.backends import make_backend
 from sb3_attention_ac.compare.comparison import compare
 from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.errors import CompareError
@@ -105,7 +109,7 @@ def test_an_interruption_leaves_no_process(
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        jobs.execute(finished_folders(tmp_path, 4), tmp_path, "", n_jobs, {"backend": "threading"})
+        jobs.execute(finished_folders(tmp_path, 4), tmp_path, "", make_backend("local"), n_jobs)
     assert len(started) == n_jobs
     assert all(process.poll() is not None for process in started)
 
@@ -119,11 +123,11 @@ def test_results_of_other_machines_are_kept_one_by_one(tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return Outcome(job, result=to_text(made[job.seed]))
 
-    monkeypatch.setattr(jobs, "launch", elsewhere)
+    monkeypatch.setattr(backends, "launch", elsewhere)
     seen = []
     with pytest.raises(KeyboardInterrupt):
         jobs.execute(
-            [result.job for result in made], tmp_path, "", 1, {"backend": "threading"},
+            [result.job for result in made], tmp_path, "", make_backend("local"), 1,
             after_each=lambda: seen.append(len(list(tmp_path.glob("runs/*/*/*/result.json")))),
         )  # fmt: skip
     assert seen == [1, 2]
@@ -230,10 +234,51 @@ def test_a_finished_comparison_needs_no_device(tmp_path: Path, monkeypatch: pyte
 
         return Outcome(job, result=to_text(replace(make_result("ppo", job.env, job.seed, (0.0, 1.0, 2.0)), job=job)))
 
-    monkeypatch.setattr(jobs, "launch", done)
+    monkeypatch.setattr(backends, "launch", done)
     monkeypatch.setattr(comparison, "check_worker", lambda *_: None)
     monkeypatch.setattr(comparison, "check_device", lambda *_: None)
     arguments: dict[str, Any] = {"hyperparams": "sb3", "n_jobs": 1}
     compare(["ppo"], ["CartPole-v1"], 1, tmp_path, **arguments)
     monkeypatch.setattr(comparison, "check_device", lambda *_: pytest.fail("nothing is to be run"))
     compare(["ppo"], ["CartPole-v1"], 1, tmp_path, **arguments)
+
+
+# ---- Ray
+
+
+def test_runs_on_a_cluster_are_brought_home_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class RayError(Exception):
+        pass
+
+    def get(task: Callable[[], Outcome]) -> Outcome:
+        outcome = task()
+        if outcome.job.seed == 1:
+            raise RayError("the machine left\nat noon")
+        if outcome.job.seed == 2:
+            cluster.stop()  # as the interruption of another thread does
+            raise KeyboardInterrupt
+        return outcome
+
+    cancelled: list[bool] = []
+    ray = SimpleNamespace(
+        is_initialized=lambda: True,
+        remote=lambda max_retries: lambda launch: SimpleNamespace(remote=lambda *job: functools.partial(launch, *job)),
+        get=get,
+        cancel=lambda task, force: cancelled.append(force),
+        exceptions=SimpleNamespace(RayError=RayError),
+        cluster_resources=lambda: {"CPU": 6.0},
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    made = [make_result("good", "A", seed, (0.0, 1.0, 2.0)) for seed in range(3)]
+    monkeypatch.setattr(backends, "launch", lambda job, out, command: Outcome(job, to_text(made[job.seed])))
+    cluster = make_backend("ray")
+    assert [cluster.n_jobs(asked) for asked in (None, 2, -1, -2, -9)] == [6, 2, 6, 5, 1]
+    first, second, third = (result.job for result in made)
+    outcomes = jobs.execute([first, second], tmp_path, "", cluster, 2)
+    assert outcomes[0].result == (tmp_path / first.folder / "result.json").read_text() == to_text(made[0])
+    assert outcomes[1].failure == "RayError of Ray: the machine left"
+    with pytest.raises(KeyboardInterrupt):
+        jobs.execute([third], tmp_path, "", cluster, 1)
+    assert cancelled == [True]
+    cluster.stop()
+    assert cancelled == [True]  # nothing is left that runs

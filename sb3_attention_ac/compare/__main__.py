@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sb3_attention_ac.compare.backends import SETTINGS
+from sb3_attention_ac.compare.backends import NAMES
 from sb3_attention_ac.compare.comparison import compare
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.settings import Protocol
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     where = parse.add_argument_group("where to run and what to write")
     where.add_argument("--out", default="comparison", help="folder for results and report; existing results are kept")
     where.add_argument("--n-jobs", type=int, help="runs at the same time (default: one per physical core; Ray: per processor)")
-    where.add_argument("--backend", default="local", help=f"{' or '.join(SETTINGS)} (default: %(default)s)")
+    where.add_argument("--backend", default="local", help=f"{' or '.join(NAMES)} (default: %(default)s)")
     where.add_argument("--address", help="address of the Ray cluster (default: RAY_ADDRESS, else one on this machine)")
     where.add_argument("--rerun-corrupt", action="store_true", help="run again what has a corrupt result file")
     where.add_argument("--references", help="YAML file of own reference scores")

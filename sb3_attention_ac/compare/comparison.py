@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib
-
-from sb3_attention_ac.compare.backends import joblib_backend
+from sb3_attention_ac.compare.backends import Backend, make_backend
 from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import execute, plan, read_finished
@@ -96,36 +94,47 @@ def compare(
     out = Path(out).resolve()
     if out.exists() and not out.is_dir():
         raise CompareError(f"out={out} is a file: give a folder for results and report.")
-    finished = read_finished(jobs, out, rerun_corrupt)
+
+    def read() -> dict[Path, Result]:
+        found = read_finished(jobs, out, rerun_corrupt)
+        if results is not None:
+            _update_results(Path(results), list(found.values()))
+        return found
+
+    def try_to_read() -> None:
+        with contextlib.suppress(CompareError, OSError):  # said at the end, not in the midst of other runs
+            read()
+
+    finished = read()
     pending = [job for job in jobs if job.folder not in finished]
     command = shlex.join(sys.orig_argv)
-    outcomes: list[Outcome] = []
-
-    def keep() -> None:
-        if results is not None:
-            _update_results(Path(results), list(read_finished(jobs, out, rerun_corrupt).values()))
-
-    def try_to_keep() -> None:
-        with contextlib.suppress(CompareError, OSError):  # said at the end, not in the midst of other runs
-            keep()
-
-    keep()
-    joblib_settings = joblib_backend(backend, address) if pending else {}
-    if pending and backend == "local":
-        check_device(protocol.device)
-        check_worker(list(dict.fromkeys(job.env for job in pending)), protocol.gym_packages, out)
+    place = _prepare(pending, out, backend, address) if pending else None
     _write_settings(jobs, out, command)
-    if pending:
-        default = -1 if backend == "ray" else joblib.cpu_count(only_physical_cores=True)
-        outcomes = execute(pending, out, command, n_jobs or default, joblib_settings, len(finished), try_to_keep)
-        keep()
-        finished = read_finished(jobs, out, rerun_corrupt)
+    outcomes: list[Outcome] = []
+    if place is not None:
+        outcomes = execute(pending, out, command, place, place.n_jobs(n_jobs), len(finished), try_to_read)
+        finished = read()
     failures = tuple(f"{outcome.job}: {outcome.failure}" for outcome in outcomes if outcome.failure is not None)
     there = [finished[job.folder] for job in jobs if job.folder in finished]
     if not there:
         raise CompareError("No run has finished, so there is nothing to report:\n" + "\n".join(failures))
     missing = list(dict.fromkeys(job.env for job in jobs if job.env not in {result.job.env for result in there}))
     return _report(there, failures, known, out, seconds, missing)
+
+
+def _prepare(pending: Sequence[Job], out: Path, backend: str, address: str | None) -> Backend:
+    """
+    :param pending: Runs to do
+    :param out: Folder of the comparison
+    :param backend: Name of the backend
+    :param address: Address of a Ray cluster
+    :return: The backend, if the runs can be made there; what the machines of a cluster can is not known here
+    """
+    place = make_backend(backend, address)
+    if backend == "local":
+        check_device(pending[0].protocol.device)
+        check_worker(list(dict.fromkeys(job.env for job in pending)), pending[0].protocol.gym_packages, out)
+    return place
 
 
 # The processes of the runs import this package too, and are spared the libraries for statistics and pictures
