@@ -13,7 +13,6 @@ from test_run import ACTION_SPACES, SMALL, TINY, random_env
 from sb3_attention_ac import AAC
 from sb3_attention_ac.networks.kv_cache import KVCache
 
-
 SHORT_CHUNKS = {**SMALL, "rollout_buffer_kwargs": {"chunk_length": 5}}  # a cache is made anew every five steps
 
 
