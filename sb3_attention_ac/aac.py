@@ -33,7 +33,6 @@ from sb3_attention_ac.updates import Coefficients, Losses, make_update
 from sb3_attention_ac.validation import (
     check_auxiliary,
     check_buffer_arguments,
-    check_constructor_names,
     check_integers,
     check_memory_options,
     check_policy,
@@ -44,6 +43,8 @@ from sb3_attention_ac.validation import (
     explain_unexpected_argument,
     resolve_aux_loss,
     warn_about_batch_size,
+    warn_about_no_effect,
+    with_checked_names,
 )
 
 MASKED_COEF = 0.1
@@ -111,6 +112,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         "MultiInputPolicy": AttentionActorCriticMultiInputPolicy,
     }
 
+    @with_checked_names(AttentionActorCriticPolicy)
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -191,12 +193,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         check_policy(self.policy_class, AttentionActorCriticPolicy)
         if _init_setup_model:
             self._setup_model()
+            warn_about_no_effect(self.policy.aux_targets, aux_coef, mask_ratio, temperature, n_trajectories)
             if not self.policy.memory_actor:
                 check_memory_options(self.policy_kwargs, self.policy_class)
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        check_constructor_names(kwargs, cls.__init__, AttentionActorCriticPolicy)
-        return super().__new__(cls)
 
     # --- construction ---------------------------------------------------------------------------------------------------
 
@@ -263,8 +262,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If an argument is out of range or does not go with the others
         """
         architecture, targets = self.policy.architecture, self.policy.aux_targets
-        n_layers = architecture.n_layers
-        check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, self.n_trajectories, n_layers)
+        check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, architecture.n_layers)
         if self.batch_size is None:
             rollout = self.n_steps * (1 if self.env is None else self.n_envs)
             default = architecture.default_batch_size

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryNetwork, widened
-from sb3_attention_ac.networks.preprocessing import EventEncoder
+from sb3_attention_ac.networks.preprocessing import AGE_FEATURES, EventEncoder
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.value_gate import ValueGate
 
@@ -166,24 +166,25 @@ class MemoryActorArchitecture(Architecture):
 
     def build(self, mlp_extractor: Any, features_dims: tuple[int, int], action_space: spaces.Space[Any]) -> Networks:
         n = self.local_window
-        if n > 1:
+        extra = AGE_FEATURES if self.age_input else 0
+        if n > 1 or extra > 0:
             mlps = {"policy_net": features_dims[0], "value_net": features_dims[1]}
             for name, features_dim in mlps.items():
                 mlp = getattr(mlp_extractor, name, None)
                 if not isinstance(mlp, nn.Sequential):
                     raise ValueError(
-                        f"local_window={n} widens the first layer of mlp_extractor.{name}, which has to be a "
-                        f"torch.nn.Sequential, but {type(mlp).__name__} was given: use local_window=1."
+                        f"local_window={n} and age_input={self.age_input} widen the first layer of mlp_extractor.{name}, "
+                        f"which has to be a torch.nn.Sequential, but is {type(mlp).__name__}: use local_window=1."
                     )
-                setattr(mlp_extractor, name, widened(mlp, features_dim, n))
+                setattr(mlp_extractor, name, widened(mlp, features_dim, features_dim * n + extra))
         latent_dims = mlp_extractor.latent_dim_pi, mlp_extractor.latent_dim_vf
         # The policy that learns has to be the one that acted: no dropout in its encoder
         encoder = self.encoder(latent_dims[0], self.events(action_space, reads_rewards=False).dim)
-        actor = HistoryNetwork(latent_dims[0], n, encoder, self.hidden_dim)
+        actor = HistoryNetwork(latent_dims[0], n, encoder, self.hidden_dim, reads_age=self.age_input)
         own = None
         if not self.share_encoder:
             own = self.encoder(latent_dims[1], self.events(action_space, reads_rewards=True).dim, self.dropout)
-        return Networks(actor, HistoryNetwork(latent_dims[1], n, own, self.hidden_dim), None)
+        return Networks(actor, HistoryNetwork(latent_dims[1], n, own, self.hidden_dim, reads_age=self.age_input), None)
 
     def parameter_groups(self, parameters: Sequence[nn.Parameter], attention: Sequence[nn.Module | None]) -> Any:
         return parameters

@@ -314,7 +314,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         assert self.full, "The rollout is not complete yet"
         n_transitions = self.buffer_size * self.n_envs
-        samples = self.transition_samples(th.as_tensor(np.random.permutation(n_transitions), device=self.device))
+        envs, steps = np.divmod(np.random.permutation(n_transitions), self.buffer_size)  # SB3's order, and so its minibatches
+        samples = self.transition_samples(th.as_tensor(steps * self.n_envs + envs, device=self.device))
         yield from split_batch(samples, batch_size or n_transitions)
 
     def transition_samples(self, indices: th.Tensor) -> TransitionSamples:
@@ -333,16 +334,19 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
         return RolloutBufferSamples(*self.transition_samples(th.as_tensor(batch_inds))[:6])  # type: ignore[arg-type]
 
-    def get_windows(self, batch_size: int | None = None) -> Generator[WindowSamples, None, None]:
+    def get_windows(
+        self, batch_size: int | None = None, random: np.random.RandomState | None = None
+    ) -> Generator[WindowSamples, None, None]:
         """
         Shuffled chunks with their context. All windows of a minibatch have the same length.
 
         :param batch_size: Steps that count in a minibatch, rounded to whole chunks (at least one); None for all at once
+        :param random: What to shuffle with, None for NumPy's random stream
         """
         assert self.full, "The rollout is not complete yet"
         for starts, length in self.chunks():
             first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(self.n_envs), indexing="ij"))
-            order = np.random.permutation(len(first))
+            order = np.random.permutation(len(first)) if random is None else random.permutation(len(first))
             n_windows = len(order) if batch_size is None else max(batch_size // length, 1)
             yield from split_batch(self.window_samples(first[order], env[order], length), n_windows)
 

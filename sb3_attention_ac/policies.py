@@ -68,7 +68,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param share_encoder: With ``memory_actor``, one encoder for actor and critic instead of two
     :param attention_q: Whether to tilt the action distribution by an advantage read from what attention has seen, see
         :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, ``predict`` has none to give
-    :param age_input: Whether the encoder reads how many steps the episode has lasted
+    :param age_input: Whether the encoder, and a memory actor's MLPs, read how many steps the episode has lasted
     :param n_landmarks: How many steps of the episode, its first ones, stay readable after they have left the context
     :param actor_keys: Which entries of Dict observations the actor reads, None for all. ``predict`` needs no others
     :param critic_keys: Which entries the critic reads, None for all
@@ -176,6 +176,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        # Networks beside SB3's take nothing from the random stream: while the gate is closed, a run is PPO's with that seed
+        with th.random.fork_rng(devices=[]):
+            self._build_attention()
+        attention = [self.critic_network, self.masked_prediction, self.next_step_prediction, self.attention_q]
+        parameters = self.architecture.parameter_groups(list(self.parameters()), attention)
+        self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _build_attention(self) -> None:
         self.distribution = make_action_distribution(self.action_space, self.action_dist)
         architecture, mlps = self.architecture, self.mlp_extractor
         features_dims = self.pi_features_extractor.features_dim, self.vf_features_extractor.features_dim
@@ -194,9 +202,6 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             latent_dim = mlps.latent_dim_pi if self.memory_actor else mlps.latent_dim_vf
             n_parameters = self.action_net(th.zeros((1, mlps.latent_dim_pi))).shape[-1]
             self.attention_q = AttentionQ(latent_dim, self.distribution, n_parameters)
-        attention = [self.critic_network, self.masked_prediction, self.next_step_prediction, self.attention_q]
-        parameters = architecture.parameter_groups(list(self.parameters()), attention)
-        self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _trained_by_masking(self) -> tuple[BaseFeaturesExtractor, nn.Module, int]:
         """:return: Features extractor and MLP before the encoder that the critic reads, and the width of the MLP's output"""

@@ -46,13 +46,16 @@ def stored_network(path: Any) -> dict[str, Any] | None:
         heads. None if they cannot be read here
     """
     position = path.tell() if hasattr(path, "tell") else None
+    file = open_path(path, "r", suffix="zip")
     try:
-        with zipfile.ZipFile(open_path(path, "r", suffix="zip")) as archive:
+        with zipfile.ZipFile(file) as archive:
             data = json.loads(archive.read("data"))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, zipfile.BadZipFile):
         return None
     finally:
-        if position is not None:
+        if position is None:
+            file.close()
+        else:
             path.seek(position)
     policy_kwargs = data.get("policy_kwargs")
     if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs:

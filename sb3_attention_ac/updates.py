@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch as th
 import torch.nn.functional as F
 
@@ -142,9 +143,10 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
         self._windows = self._all_windows()
 
     def _all_windows(self) -> Iterator[WindowSamples]:
-        """Windows for attention, one pass over the rollout after the other"""
+        """Windows for attention, one pass over the rollout after the other; the MLPs are shuffled as without attention"""
+        random = np.random.RandomState(np.random.get_state()[1][0])  # type: ignore[index]
         while True:
-            yield from self.buffer.get_windows(ATTENTION_MINIBATCH_FACTOR * self.coefficients.batch_size)
+            yield from self.buffer.get_windows(ATTENTION_MINIBATCH_FACTOR * self.coefficients.batch_size, random)
 
     @property
     def is_done(self) -> bool:

@@ -1,12 +1,13 @@
 """What can be wrong with the arguments, said at construction: what was given, what is allowed, what to do."""
 
+import functools
 import inspect
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 from gymnasium import spaces
@@ -15,6 +16,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+
+P = ParamSpec("P")
 
 PREDICTION_TARGETS = ("return", "observation", "action", "reward")
 AUX_LOSSES: dict[str, tuple[str, ...]] = {
@@ -154,12 +157,7 @@ def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | 
 
 
 def check_auxiliary(
-    targets: tuple[str, ...],
-    aux_coef: float | None,
-    mask_ratio: float,
-    temperature: float,
-    n_trajectories: int,
-    n_layers: int,
+    targets: tuple[str, ...], aux_coef: float | None, mask_ratio: float, temperature: float, n_layers: int
 ) -> None:
     """
     Check the self-supervised loss, see :class:`~sb3_attention_ac.aac.AttentionActorCritic`.
@@ -175,6 +173,20 @@ def check_auxiliary(
         raise ValueError(f"temperature={temperature} was given, but it must be greater than 0.")
     if targets and n_layers == 0:
         raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
+
+
+def warn_about_no_effect(
+    targets: tuple[str, ...], aux_coef: float | None, mask_ratio: float, temperature: float, n_trajectories: int
+) -> None:
+    """
+    Say which options of the self-supervised loss change nothing.
+
+    :param targets: What is predicted
+    :param aux_coef: As given to the constructor, like the others
+    :param mask_ratio: Likewise
+    :param temperature: Likewise
+    :param n_trajectories: Likewise
+    """
     masked = set(targets) - {"next_step"}
     no_effect = {
         "aux_coef": (aux_coef, aux_coef is None or bool(targets), "an aux_loss"),
@@ -187,7 +199,7 @@ def check_auxiliary(
             warnings.warn(
                 f"{name}={value} has no effect: it needs {needs}, but aux_loss has the targets {list(targets)}. Leave it out, "
                 "or choose another aux_loss.",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 
@@ -305,7 +317,7 @@ def explain_unexpected_argument(
     makers = [None, *(base.__qualname__ for base in policy_class.__mro__)]
     if said is None or said[1] not in makers or said[2] not in policy_kwargs:
         return  # as where a features extractor does not know one of its own
-    name, known, others = said[2], default_arguments(policy_class), inspect.signature(algorithm).parameters
+    name, known, others = said[2], default_arguments(policy_class), inspect.signature(algorithm.__init__).parameters
     if name in others:
         raise ValueError(
             f"policy_kwargs has {name!r}, which is an argument of the algorithm: "
@@ -324,14 +336,29 @@ def check_constructor_names(given: Mapping[str, Any], constructor: Any, policy_c
     :raises TypeError: If it does not know one of them
     """
     known = inspect.signature(constructor).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return  # a subclass that passes them on
     for name, value in given.items():
         if name in known:
             continue
         if name in default_arguments(policy_class):
             raise TypeError(f"{name} is an argument of the policy: pass it as policy_kwargs=dict({name}={value!r}).")
         raise TypeError(f"The algorithm does not know the argument {name!r}; {closest_names(name, known)}.")
+
+
+def with_checked_names(policy_class: type[Any]) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """
+    :param policy_class: The policy, whose arguments do not belong to the algorithm
+    :return: A decorator of the algorithm's constructor, which then says in words which argument it does not know
+    """
+
+    def decorate(constructor: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(constructor)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+            check_constructor_names(kwargs, constructor, policy_class)
+            constructor(*args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 def check_memory_options(policy_kwargs: Mapping[str, Any], policy_class: type[Any]) -> None:

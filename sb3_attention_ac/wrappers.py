@@ -56,6 +56,18 @@ class _Extension:
         return self.extend(obs, self.no_action, np.zeros(1, dtype=np.float32))
 
 
+def from_zero(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """
+    :param space: An action space
+    :return: The same, but a discrete one begins at 0
+    """
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        return spaces.Discrete(space.n)
+    if isinstance(space, spaces.MultiDiscrete) and np.any(space.start):
+        return spaces.MultiDiscrete(space.nvec)
+    return space
+
+
 class PreviousActionReward(gym.Wrapper[dict[str, Any], Any, Any, Any]):
     """
     Adds the last action (one-hot if discrete) and the last reward to the observation, zeros at the start of an episode. The
@@ -101,16 +113,18 @@ class PreviousActionReward(gym.Wrapper[dict[str, Any], Any, Any, Any]):
 class VecPreviousActionReward(VecEnvWrapper):
     """
     :class:`PreviousActionReward` for a vectorized environment. The reward is the one this wrapper receives: put it below
-    ``VecNormalize`` to show the reward as the environment gave it.
+    ``VecNormalize`` to show the reward as the environment gave it. A discrete action space that has a start begins at 0 here,
+    as algorithms number actions; the environments get theirs.
 
     :param venv: The vectorized environment
     :raises ValueError: If it has such entries already
     """
 
     def __init__(self, venv: VecEnv):
-        self._extension = _Extension(venv.observation_space, venv.action_space)
+        action_space = from_zero(venv.action_space)
+        self._extension = _Extension(venv.observation_space, action_space)
         self._actions = np.zeros((venv.num_envs, *self._extension.no_action.shape), dtype=np.float32)
-        super().__init__(venv, observation_space=self._extension.observation_space)
+        super().__init__(venv, self._extension.observation_space, action_space)
 
     def reset(self) -> Any:
         """:return: The first observations of all environments"""
@@ -120,7 +134,8 @@ class VecPreviousActionReward(VecEnvWrapper):
     def step_async(self, actions: np.ndarray) -> None:
         """:param actions: One for each environment"""
         self._actions = np.stack([self._extension.encode(action) for action in actions])
-        self.venv.step_async(actions)
+        start = getattr(self.venv.action_space, "start", 0)
+        self.venv.step_async(actions + start if np.any(start) else actions)
 
     def step_wait(self) -> VecEnvStepReturn:
         """:return: The observations with these actions and their rewards, rewards, dones and infos"""

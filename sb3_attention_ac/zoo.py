@@ -92,7 +92,7 @@ def convert_aac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         hyperparams[name] = 1 - hyperparams.pop(f"one_minus_{name}")
     hyperparams["learning_rate"] = f"lin_{hyperparams['learning_rate']}"
     if hyperparams["aux_loss"] == "none":
-        hyperparams["aux_loss"] = None
+        hyperparams["aux_loss"], hyperparams["aux_coef"] = None, None  # without a loss its coefficient has no effect
     hyperparams["policy_kwargs"] = {
         "net_arch": NET_ARCHS[hyperparams.pop("net_arch")],
         "activation_fn": ACTIVATION_FNS[hyperparams.pop("activation_fn")],

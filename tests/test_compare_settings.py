@@ -177,6 +177,9 @@ def test_variant_files(tmp_path: Path) -> None:
             load_variants(str(path))
     path.write_text("a: {algo: ppo, hyperparams: &one {gamma: 0.9}}\nb: {algo: ppo, hyperparams: {<<: *one, gamma: 0.8}}")
     assert [variant.changes for variant in load_variants(str(path))] == [{"gamma": 0.9}, {"gamma": 0.8}]
+    (tmp_path / "own.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
+    path.write_text("a: {algo: ppo, source: own.yml}\nb: {algo: ppo, source: sb3}")
+    assert [variant.source for variant in load_variants(str(path))] == [str(tmp_path / "own.yml"), "sb3"]
     path.write_text("ppo: {algo: a2c}")
     with pytest.raises(CompareError, match="Two different variants are called 'ppo'"):
         collect_variants(["ppo"], [str(path)])

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_run import SMALL, TINY, RandomEnv, random_env
 
@@ -164,7 +164,7 @@ def test_nan_stops_before_the_step(tmp_path, bad, memory_actor, aux_loss):
     with pytest.raises(FloatingPointError, match=r"loss is not finite at iteration 4 \(40 timesteps\)"):
         model.learn(10, reset_num_timesteps=False)
     for name, value in model.policy.state_dict().items():
-        statistics = any(part in name for part in ("_scale.", "normalizers."))
+        statistics = "normalizer" in name
         assert th.isfinite(value).all() if statistics else th.equal(value, good[name]), name
     model.save(tmp_path / "model")
     AAC.load(tmp_path / "model", env=gym.make("CartPole-v1"), device="cpu").learn(10)
@@ -193,16 +193,6 @@ def test_other_network_arguments_at_load(tmp_path):
     other = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "d_model": 16}, **SMALL)
     with pytest.raises(ValueError, match="d_model: 8 in the file, 16 here"):
         other.set_parameters(tmp_path / "model")
-
-
-class TrunklessPolicy(AttentionActorCriticPolicy):
-    def _build_mlp_extractor(self):
-        self.mlp_extractor = MlpExtractor(self.features_dim, [8], th.nn.Tanh)
-
-
-def test_networks_made_without_the_trunks_say_so():
-    with pytest.raises(TypeError, match=r"TrunklessPolicy\._build_mlp_extractor"):
-        AAC(TrunklessPolicy, random_env(), **SMALL)
 
 
 @pytest.mark.filterwarnings("ignore:batch_size")

@@ -9,8 +9,8 @@ from test_run import SMALL, TINY, RandomEnv, policy_for, random_env
 from trajectories import ACTION_SPACES, OBSERVATION_SPACE
 
 from sb3_attention_ac import AAC
-from sb3_attention_ac import encoder as encoder_module
 from sb3_attention_ac.inspection import attention_weights, collect_trajectory, plot_attention, trajectory_values
+from sb3_attention_ac.networks import transformer
 
 WIDTH = 17  # Two whole episodes of RandomEnv and three steps of a third
 
@@ -36,7 +36,7 @@ def test_weights_are_those_of_the_encoder(monkeypatch, network, share_encoder):
         attended.append((values, attention(query, keys, values, attn_mask=attn_mask)))
         return attended[-1][1]
 
-    monkeypatch.setattr(encoder_module.F, "scaled_dot_product_attention", record)
+    monkeypatch.setattr(transformer.F, "scaled_dot_product_attention", record)
     weights = attention_weights(model.policy, windows, network)
     assert weights.shape == (2, 2, WIDTH, WIDTH)
     # The actor's two blocks run before the critic's two
@@ -51,7 +51,7 @@ def test_weights_are_those_of_the_encoder(monkeypatch, network, share_encoder):
     assert (weights[:, :, forbidden] == 0).all()
     assert (weights[:, :, ~forbidden] > 0).all()
     # Nothing stays behind
-    assert not any(block._forward_pre_hooks for block in model.policy.critic_trunk.modules())
+    assert not any(block._forward_pre_hooks for block in model.policy.modules())
 
 
 @pytest.mark.parametrize("actions", ACTION_SPACES)
@@ -59,7 +59,7 @@ def test_weights_are_those_of_the_encoder(monkeypatch, network, share_encoder):
 def test_trajectory_is_what_predict_does(actions, memory_actor):
     model = make_model("Dict", actions, memory_actor=memory_actor)
     windows = collect_trajectory(model, model.get_env())
-    width = model.policy.n_context + model.policy.chunk_length
+    width = model.policy.architecture.n_context + model.policy.chunk_length
     assert windows.episode_ids.shape == (1, width)
     assert windows.episode_starts[0].nonzero().flatten().tolist() == list(range(0, width, 7))
     assert (windows.previous_rewards[0, 1:] == 1).all()

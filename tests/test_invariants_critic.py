@@ -5,62 +5,58 @@ import pytest
 import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sb3_attention_ac.estimates import estimate_rollout
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from trajectories import OBSERVATION_SPACE, fill, make_buffer, make_policy, next_observations, rollouts
+from trajectories import (
+    ACTORS,
+    OBSERVATION_SPACE,
+    fill,
+    make_buffer,
+    make_policy,
+    next_observations,
+    perturbed,
+    random_windows,
+    rollouts,
+)
 
-from sb3_attention_ac import encoder as encoder_module
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.trajectory import TrajectoryWindows, attention_mask
+from sb3_attention_ac.networks import transformer
+from sb3_attention_ac.networks.transformer import attention_mask
+from sb3_attention_ac.rollout_values import evaluate_rollout
+from sb3_attention_ac.type_aliases import TrajectoryWindows
 
 FEW = settings(max_examples=12, deadline=None)
+LONG = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "chunk_length": 4, "episode_end": 0.15}
 
 
-def perturbed(windows: TrajectoryWindows, where: th.Tensor) -> TrajectoryWindows:
-    """Other observations, and other actions and rewards before them, where asked"""
-    noise = th.randn_like(windows.observations)
-    return windows._replace(
-        observations=th.where(where.unsqueeze(-1), noise, windows.observations),
-        previous_actions=th.where(where.unsqueeze(-1), 1 - windows.previous_actions.clamp(0, 1), windows.previous_actions),
-        previous_rewards=th.where(where, windows.previous_rewards + 1, windows.previous_rewards),
-    )
-
-
-def random_windows(seed: int, width: int, episode_end: float) -> TrajectoryWindows:
-    generator = th.Generator().manual_seed(seed)
-    starts = th.rand((4, width), generator=generator) < episode_end
-    return TrajectoryWindows(
-        th.randn((4, width, *OBSERVATION_SPACE.shape), generator=generator),
-        th.randint(0, 3, (4, width, 1), generator=generator).float(),
-        th.randn((4, width), generator=generator),
-        starts,
-        starts.long().cumsum(1),
-    )
+def values_of(policy, windows: TrajectoryWindows, n: int) -> th.Tensor:
+    """The critic's values of the last n steps, [N, n]"""
+    return policy.critic_output(policy.encode_windows(windows, n).critic).values
 
 
 def check_causal(policy, windows: TrajectoryWindows, step: int) -> None:
     """V_t depends on nothing after s_t (a_t and r_t are read by token t + 1), and on no other episode."""
     width = windows.episode_ids.shape[1]
-    values = policy.values_and_added(policy.window_latents(windows, width).critic)[0]
+    values = values_of(policy, windows, width)
     future = (th.arange(width) > step).expand_as(windows.episode_ids)
-    after = policy.values_and_added(policy.window_latents(perturbed(windows, future), width).critic)[0]
+    after = values_of(policy, perturbed(windows, future), width)
     th.testing.assert_close(after[:, : step + 1], values[:, : step + 1], rtol=0, atol=1e-6)
     other_episode = windows.episode_ids != windows.episode_ids[:, step : step + 1]
-    elsewhere = policy.values_and_added(policy.window_latents(perturbed(windows, other_episode), width).critic)[0]
+    elsewhere = values_of(policy, perturbed(windows, other_episode), width)
     th.testing.assert_close(elsewhere[:, step], values[:, step], rtol=0, atol=1e-6)
 
 
 @FEW
 @given(st.integers(0, 2**16), st.integers(1, 12), st.sampled_from([0.0, 0.2, 0.6]), st.sampled_from([1, 2]), st.data())
-def test_value_ignores_future_and_other_episodes(seed, width, episode_end, n_layers, data):
-    policy = make_policy(4, seed=seed, n_layers=n_layers)
+@pytest.mark.parametrize("kwargs", [*ACTORS.values(), {"age_input": True}], ids=[*ACTORS, "ages"])
+def test_value_ignores_future_and_other_episodes(kwargs, seed, width, episode_end, n_layers, data):
+    policy = make_policy(4, seed=seed, n_layers=n_layers, **kwargs)
     check_causal(policy, random_windows(seed, width, episode_end), data.draw(st.integers(0, width - 1)))
 
 
 @pytest.mark.parametrize("broken", ["bidirectional", "across episodes"])
 def test_a_leaking_critic_is_found(monkeypatch, broken):
-    def leaking_mask(episode_ids, n_queries, causal=True):
+    def leaking_mask(episode_ids, n_queries, causal=True, noise_ids=None):
         one_episode = th.zeros_like(episode_ids)
         return (
             attention_mask(episode_ids, n_queries, False)
@@ -68,7 +64,7 @@ def test_a_leaking_critic_is_found(monkeypatch, broken):
             else attention_mask(one_episode, n_queries)
         )
 
-    monkeypatch.setattr(encoder_module, "attention_mask", leaking_mask)
+    monkeypatch.setattr(transformer, "attention_mask", leaking_mask)
     with pytest.raises(AssertionError):
         check_causal(make_policy(4), random_windows(0, 12, 0.3), 5)
 
@@ -78,7 +74,7 @@ def test_past_of_the_episode_is_seen():
     policy, windows = make_policy(4), random_windows(0, 12, 0.0)
     first = th.zeros_like(windows.episode_starts)
     first[:, 0] = True
-    values, other = (policy.window_latents(w, 12).critic.latents for w in (windows, perturbed(windows, first)))
+    values, other = (policy.encode_windows(w, 12).critic.latent for w in (windows, perturbed(windows, first)))
     assert ((values - other).abs().amax(dim=(0, 2)) > 1e-5).all()
 
 
@@ -92,19 +88,19 @@ def one_by_one(policy, buffer) -> np.ndarray:
             rows = range(history + chunk_start - buffer.n_context, history + step + 1)
             rows = [row for row in rows if data.episode_ids[row, env] == data.episode_ids[history + step, env]]
             window = data.windows(th.tensor([rows]), th.tensor([[env]]))
-            values[step, env] = policy.values_and_added(policy.window_latents(window, 1).critic)[0]
+            values[step, env] = values_of(policy, window, 1)
     return values
 
 
 @th.no_grad()
 def check_one_by_one(rollout) -> None:
     rng = np.random.default_rng(rollout["seed"])
-    policy = make_policy(rollout["context_length"], seed=rollout["seed"])
+    policy = make_policy(rollout["context_length"], seed=rollout["seed"], chunk_length=rollout["chunk_length"])
     buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
     starts = np.ones(rollout["n_envs"], dtype=bool)
     for _ in range(3):  # the second and third rollout have a context
         starts = fill(buffer, rng, starts, rollout["episode_end"])
-        batched = estimate_rollout(policy, buffer, next_observations(buffer, rng)).values
+        batched = evaluate_rollout(policy, buffer, next_observations(buffer, rng)).values
         np.testing.assert_allclose(batched, one_by_one(policy, buffer), atol=1e-5)
 
 
@@ -116,11 +112,10 @@ def test_batched_values_equal_values_one_by_one(rollout):
 
 def test_a_critic_that_sees_its_place_in_the_window_is_found(monkeypatch):
     """With absolute positions the value of a step depends on how much of other episodes is in front of it."""
-    rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.15}
-    check_one_by_one(rollout)
-    monkeypatch.setattr(encoder_module, "rotate", lambda x, turns: x + th.cat([turns.real, turns.imag], dim=-1))
+    check_one_by_one(LONG)
+    monkeypatch.setattr(transformer, "apply_rotary", lambda x, turns: x + th.cat([turns.real, turns.imag], dim=-1))
     with pytest.raises(AssertionError):
-        check_one_by_one(rollout)
+        check_one_by_one(LONG)
 
 
 @FEW
@@ -129,14 +124,15 @@ def test_a_critic_that_sees_its_place_in_the_window_is_found(monkeypatch):
 def test_bootstrap_values_see_their_own_episode(rollout):
     """A terminal observation is worth what it would be worth as the next step of its episode."""
     rng = np.random.default_rng(rollout["seed"])
-    policy = make_policy(rollout["context_length"], seed=rollout["seed"])
+    policy = make_policy(rollout["context_length"], seed=rollout["seed"], chunk_length=rollout["chunk_length"])
     buffer = make_buffer(policy, rollout["n_steps"], rollout["n_envs"])
     starts = fill(buffer, rng, np.ones(rollout["n_envs"], dtype=bool), rollout["episode_end"])
     starts = fill(buffer, rng, starts, rollout["episode_end"])
     last_obs = next_observations(buffer, rng)
-    estimates, data = estimate_rollout(policy, buffer, last_obs), buffer.tensors()
-    asked = [((buffer.buffer_size - 1, env), last_obs[env], estimates.last_values[env]) for env in range(buffer.n_envs)]
-    asked += [(k, o, v) for (k, o), v in zip(buffer.terminal_observations.items(), estimates.terminal_values, strict=True)]
+    rollout_values, data = evaluate_rollout(policy, buffer, last_obs), buffer.tensors()
+    last_values, terminal_values = rollout_values.last.values, rollout_values.terminal.values
+    asked = [((buffer.buffer_size - 1, env), last_obs[env], last_values[env]) for env in range(buffer.n_envs)]
+    asked += [(k, o, v) for (k, o), v in zip(buffer.terminal_observations.items(), terminal_values, strict=True)]
     for (step, env), obs, value in asked:
         last = buffer.n_history + step
         rows = range(last - buffer.n_context + 1, last + 1)
@@ -144,31 +140,42 @@ def test_bootstrap_values_see_their_own_episode(rollout):
         window = data.windows(th.tensor([[*rows, last]]), th.tensor([[env]]))
         window.observations[0, -1] = th.as_tensor(obs)
         window.previous_actions[0, -1], window.previous_rewards[0, -1] = data.actions[last, env], data.rewards[last, env]
-        window.episode_starts[0, -1] = False
-        alone = policy.values_and_added(policy.window_latents(window, 1).critic)[0]
+        window.episode_starts[0, -1], window.ages[0, -1] = False, data.ages[last, env] + 1
+        alone = values_of(policy, window, 1)
         np.testing.assert_allclose(float(value), float(alone), atol=1e-5)
+
+
+def as_sb3s(policy) -> dict[str, th.Tensor]:
+    """The weights of SB3's policy; a memory actor's first layers read more, with weights of zero"""
+    weights, n_features = policy.state_dict(), OBSERVATION_SPACE.shape[0]
+    for name in ("policy_net", "value_net") if policy.memory_actor else ():
+        name = f"mlp_extractor.{name}.0.weight"
+        first, weights[name] = weights[name], weights[name][:, :n_features]
+        assert first.shape[1] == 4 * n_features and not first[:, n_features:].any()
+        if len(policy.mlp_extractor.policy_net) == 1:  # net_arch=[]: a layer of its own, which changes nothing
+            assert th.equal(weights.pop(name), th.eye(n_features)) and not weights.pop(name.replace("weight", "bias")).any()
+    return weights
 
 
 def check_start(net_arch, memory_actor) -> None:
     ours = make_policy(4, perturb=False, net_arch=net_arch, memory_actor=memory_actor, n_layers=2)
     sb3 = ActorCriticPolicy(OBSERVATION_SPACE, ours.action_space, lambda _: 1e-3, net_arch=net_arch)
-    shared = {name: value for name, value in ours.state_dict().items() if name in sb3.state_dict()}
-    sb3.load_state_dict(shared)  # strict: every weight of SB3's policy is one of ours
+    sb3.load_state_dict({name: value for name, value in as_sb3s(ours).items() if name in sb3.state_dict()})  # strict
+    if ours.value_gate is not None:
+        ours.value_gate.gate.fill_(1.0)  # also where attention is heard
     windows = random_windows(0, 9, 0.2)
     flat = windows.observations.flatten(0, 1)
-    actor, critic, _ = ours.window_latents(windows, 9)
-    th.testing.assert_close(ours.value_net(critic.latents).flatten(0, 1), sb3.predict_values(flat))
+    actor, critic, _ = ours.encode_windows(windows, 9)
+    th.testing.assert_close(ours.critic_output(critic).values.flatten(), sb3.predict_values(flat).flatten())
     if actor is not None:
-        latent_pi = actor.latents
-        th.testing.assert_close(
-            ours.action_net(latent_pi).flatten(0, 1), sb3.get_distribution(flat).distribution.logits, rtol=1, atol=2
-        )
-        centred = ours.action_net(latent_pi).flatten(0, 1).log_softmax(-1)
-        th.testing.assert_close(centred, sb3.get_distribution(flat).distribution.logits)
-    for a, b in zip(
-        ours.evaluate_actions(flat, th.zeros(len(flat))), sb3.evaluate_actions(flat, th.zeros(len(flat))), strict=True
-    ):
+        logits = ours.action_net(actor.latent).flatten(0, 1).log_softmax(-1)
+        th.testing.assert_close(logits, sb3.get_distribution(flat).distribution.logits)
+    actions = th.arange(len(flat)) % 3
+    for a, b in zip(ours.evaluate_actions(flat, actions), sb3.evaluate_actions(flat, actions), strict=True):
         th.testing.assert_close(a, b)
+    th.testing.assert_close(ours.predict_values(flat), sb3.predict_values(flat))
+    a, b = (policy.predict(flat.numpy(), deterministic=True)[0] for policy in (ours, sb3))
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("net_arch", [None, [], [5], {"pi": [4], "vf": [8, 7]}])
@@ -214,7 +221,7 @@ def check_gae(rollout, gae_lambda) -> None:
     last_values = rng.normal(size=rollout["n_envs"]).astype(np.float32)
     terminal_values = rng.normal(size=len(buffer.terminal_observations)).astype(np.float32)
     rewards = buffer.rewards.copy()
-    buffer.set_estimates(values, np.zeros_like(values))
+    buffer.set_values(values)
     buffer.compute_returns_and_advantage(th.as_tensor(last_values), dones, terminal_values)
 
     expected = naive_gae(buffer, values, last_values, terminal_values, dones)
@@ -239,7 +246,7 @@ def test_gae_equals_a_naive_loop_and_sb3s(rollout, gae_lambda):
 
 
 def test_advantages_that_forget_time_limits_are_found(monkeypatch):
-    rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "episode_end": 0.5}
+    rollout = {**LONG, "episode_end": 0.5}
     check_gae(rollout, 0.95)
     compute = TrajectoryRolloutBuffer.compute_returns_and_advantage
     monkeypatch.setattr(

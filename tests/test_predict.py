@@ -11,11 +11,14 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from test_run import ACTION_SPACES, SMALL, TINY, random_env
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.networks.kv_cache import KVCache
+
+SHORT_CHUNKS = {**SMALL, "rollout_buffer_kwargs": {"chunk_length": 5}}  # a cache is made anew every five steps
 
 
 @pytest.fixture
 def model():
-    return AAC("MlpPolicy", random_env(n_envs=3), policy_kwargs={**TINY, "memory_actor": True}, **SMALL).learn(30)
+    return AAC("MlpPolicy", random_env(n_envs=3), policy_kwargs={**TINY, "memory_actor": True}, **SHORT_CHUNKS).learn(30)
 
 
 def observations(n_steps, n_envs=3, seed=0):
@@ -61,7 +64,7 @@ def test_memories_of_different_ages_go_on_together(model):
     states = states_after(model, obs, starts)
     ages = [8, 2, 6]
     state = tuple(np.stack([part[age][env] for env, age in enumerate(ages)]) for part in zip(*states, strict=True))
-    assert len(set(state[5])) > 1  # positions
+    assert len(set(KVCache._make(state).position)) > 1
     for later in range(1, 16):
         steps = [age + later for age in ages]
         row = obs[steps, range(3)], starts[steps, range(3)]
@@ -75,13 +78,14 @@ def test_episode_start_forgets(model):
     """After a reset the past is gone; without episode_start nothing is reset."""
     past, other_past, obs = observations(7, seed=1), observations(7, seed=2), observations(1)[0]
 
-    def logits(history, start):
+    def keys(history, start):
         state = states_after(model, history, [None] * len(history))[-1]
-        return model.predict(obs, state, start, deterministic=True)[1][2][:, :, :, 5 + 2]  # keys of a fixed slot
+        state = KVCache._make(model.predict(obs, state, start, deterministic=True)[1])
+        return state.keys[:, :, :, model.policy.architecture.n_context + len(history) % 5]  # of the slot just filled
 
     reset, keep = np.ones(3, dtype=bool), None
-    np.testing.assert_allclose(logits(past, reset), logits(other_past, reset), atol=1e-6)
-    assert not np.allclose(logits(past, keep), logits(other_past, keep), atol=1e-6)
+    np.testing.assert_allclose(keys(past, reset), keys(other_past, reset), atol=1e-6)
+    assert not np.allclose(keys(past, keep), keys(other_past, keep), atol=1e-6)
 
 
 def test_single_observation(model):
@@ -117,13 +121,38 @@ def test_evaluating_in_mid_rollout_changes_nothing():
     np.testing.assert_array_equal(weights(None), evaluated)
 
 
+def many_calls(model, starts, restart_at=()):
+    """A hundred calls; the state is dropped before some of them"""
+    obs, state = observations(100), None
+    for step in range(100):
+        state = None if step in restart_at else state
+        _, state = model.predict(obs[step], state, starts[step])
+
+
+@pytest.fixture
+def other_model():
+    return AAC("MlpPolicy", random_env(n_envs=3), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
+
+
 def test_forgetting_to_pass_the_state_is_noticed_once(model):
-    obs = observations(100)
     with pytest.warns(UserWarning, match=r"state=None[\s\S]*model\.predict\(obs, state, episode_start\)") as caught:
-        for o in obs:
-            model.predict(o)
+        for obs in observations(100):
+            model.predict(obs)
     assert len(caught) == 1
-    other = AAC("MlpPolicy", random_env(n_envs=3), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
+    assert caught[0].filename == __file__
+
+
+def test_forgetting_to_say_where_episodes_start_is_noticed_once(model):
+    with pytest.warns(UserWarning, match=r"without episode_start[\s\S]*predict\(obs, state, episode_start\)") as caught:
+        many_calls(model, [None] * 100)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("first", [None, np.ones(3, dtype=bool)], ids=["without", "all"])
+def test_who_passes_both_is_not_warned(other_model, first):
+    """Nor who asks for the first action of many episodes, or has short ones and says so by a state of None."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        states_after(other, obs, [None] * 100)
+        many_calls(other_model, [first, *np.zeros((99, 3), dtype=bool)])
+        many_calls(other_model, np.ones((100, 3), dtype=bool), restart_at=range(100))
+        many_calls(other_model, [None] * 100, restart_at=range(0, 100, 10))

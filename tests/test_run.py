@@ -14,6 +14,9 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.train_log import TrainLog
+from sb3_attention_ac.type_aliases import TransitionSamples, WindowSamples
+from sb3_attention_ac.updates import make_update
 
 OBSERVATION_SPACES = {
     "Box": spaces.Box(-1.0, 1.0, (3,)),
@@ -193,14 +196,18 @@ def test_number_of_envs_may_change_at_load(tmp_path):
 @pytest.mark.parametrize("memory_actor", [False, True])
 def test_every_step_is_seen_once(memory_actor):
     """By the MLPs in each epoch, by attention beside them in each pass of its own, here four epochs."""
-    options = {**SMALL, "n_steps": 40, "batch_size": 10}
+    options = {**SMALL, "n_steps": 40, "batch_size": 10, "rollout_buffer_kwargs": {"chunk_length": 5 if memory_actor else 10}}
     model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": memory_actor}, **options).learn(80)
     model.rollout_buffer.returns[:] = np.arange(80).reshape(40, 2)
     model.rollout_buffer._targets = {}
-    attention_windows = model._attention_windows()
-    batches = [batch for _ in range(1 if memory_actor else 4) for batch in model._minibatches(attention_windows)]
-    mlps = [batch.transitions.returns.flatten() for batch in batches if not hasattr(batch, "windows")]
-    attention = [batch.returns.flatten() for batch in batches if hasattr(batch, "windows")]
+    update = make_update(
+        model.policy, model.rollout_buffer, model.recent_trajectories, model._coefficients(0.2), TrainLog(0.2)
+    )
+    batches = [batch for epoch in range(1 if memory_actor else 4) for batch in update.minibatches(epoch)]
+    if memory_actor:
+        batches = [windows for windows, _ in batches]
+    mlps = [batch.returns for batch in batches if isinstance(batch, TransitionSamples)]
+    attention = [batch.returns.flatten() for batch in batches if isinstance(batch, WindowSamples)]
     assert len(mlps) == (0 if memory_actor else 32) and len(attention) == (8 if memory_actor else 4)
     for parts in filter(None, (mlps[:8], mlps[24:], attention)):
         assert th.cat(parts).sort().values.tolist() == list(range(80))
@@ -208,15 +215,15 @@ def test_every_step_is_seen_once(memory_actor):
 
 def test_target_kl_stops_the_mlps_but_not_attention():
     model = AAC("MlpPolicy", random_env(), policy_kwargs=TINY, target_kl=1e-9, **{**SMALL, "n_epochs": 3, "n_steps": 40})
-    before = model.policy.critic_trunk.write.weight.clone()
+    before = model.policy.critic_network.output_proj.weight.clone()
     steps = []
     optimize = model._optimize
-    model._optimize = lambda losses, attends: (steps.append(set(losses)), optimize(losses, attends))
+    model._optimize = lambda losses, *others: (steps.append(set(losses)), optimize(losses, *others))
     model.learn(80)
     # The first minibatch has a ratio of one; the second exceeds the limit, as in PPO; attention has one in each epoch
     assert sum("policy_gradient_loss" in names for names in steps) == sum("value_loss" in names for names in steps) == 1
     assert sum("attention_value_loss" in names for names in steps) == 3
-    assert not th.equal(model.policy.critic_trunk.write.weight, before)
+    assert not th.equal(model.policy.critic_network.output_proj.weight, before)
 
 
 def test_early_stopping_prints_the_divergence(capsys):
@@ -251,34 +258,34 @@ class LearnedFeatures(FlattenExtractor):
 
 @pytest.mark.filterwarnings("ignore:batch_size")
 @pytest.mark.parametrize(
-    ("network", "aux_loss", "rests"),
+    ("network", "aux_loss", "is_left_out"),
     [
         ({}, None, True),
         ({"features_extractor_class": LearnedFeatures}, None, False),
         ({"features_extractor_class": LearnedFeatures, "share_features_extractor": False}, None, True),
         ({"share_encoder": True}, None, False),
-        ({}, "live", True),
-        ({"share_features_extractor": False}, "live", True),
+        ({}, "next_step", True),
+        ({"share_features_extractor": False}, "next_step", True),
         ({}, ["reward"], False),
         ({"attention_q": True}, None, False),
     ],
 )
-def test_a_critic_apart_from_a_memory_actor_rests_in_every_second_minibatch(network, aux_loss, rests):
+def test_a_critic_apart_from_a_memory_actor_learns_from_every_second_minibatch(network, aux_loss, is_left_out):
     settings = {**SMALL, "n_epochs": 3, "aux_loss": aux_loss, "policy_kwargs": {**TINY, "memory_actor": True, **network}}
     model = AAC("MlpPolicy", random_env(), **settings)
     seen, optimize = [], model._optimize
 
-    def recording(losses, attends):
-        optimize(losses, attends)
+    def recording(losses, *others):
+        optimize(losses, *others)
         learned = [model.policy.value_net.weight.grad, model.policy.action_net.weight.grad]
-        assert aux_loss != "live" or "aux_live_reward_loss" in losses  # a resting critic does not keep it
+        assert aux_loss != "next_step" or "aux_next_reward_loss" in losses  # also without the critic
         assert ["value_loss" in losses, "policy_gradient_loss" in losses] == [gradient is not None for gradient in learned]
         seen.append("value_loss" in losses)
         assert learned[1] is not None
 
     model._optimize = recording
     model.learn(20)
-    if rests:  # two minibatches in an epoch, in turns
+    if is_left_out:  # two minibatches in an epoch, in turns
         assert seen == [True, False, False, True, True, False]
     else:
         assert all(seen) and len(seen) == 6

@@ -85,6 +85,57 @@ def test_the_vec_wrapper_shows_the_same_as_the_wrapper():
                 np.testing.assert_array_equal(info["terminal_observation"][key], value)
 
 
+class Records(Anything):
+    """Which actions it was given"""
+
+    def __init__(self, action_space):
+        super().__init__(spaces.Box(-1.0, 1.0, (2,)), action_space)
+        self.given = []
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.given.append(np.array(action))
+        return super().step(action)
+
+
+@pytest.mark.parametrize(
+    ("action_space", "actions"),
+    [
+        (spaces.Discrete(3, start=5), [0, 2, 1]),
+        (spaces.Discrete(2, start=-1), [1, 0, 1]),
+        (spaces.MultiDiscrete([2, 3], start=[4, -2]), [[0, 2], [1, 0], [1, 1]]),
+    ],
+    ids=str,
+)
+def test_discrete_actions_with_a_start(action_space, actions):
+    """Behind the vec wrapper actions begin at zero, as any algorithm of SB3 gives them; environments get theirs."""
+    env = Records(action_space)
+    vec = VecPreviousActionReward(DummyVecEnv([lambda: env]))
+    assert not np.any(vec.action_space.start)
+    vec.reset()
+    from_zero = type(action_space)(action_space.n if isinstance(action_space, spaces.Discrete) else action_space.nvec)
+    for action in np.array(actions):
+        obs = vec.step(action[None])[0]
+        np.testing.assert_array_equal(obs["previous_action"][0], spaces.flatten(from_zero, action))
+    np.testing.assert_array_equal(env.given, np.array(actions) + action_space.start)
+
+
+@pytest.mark.parametrize("wrap", [VecPreviousActionReward, lambda vec: vec], ids=["vec", "single"])
+def test_a_memory_actor_acts_from_the_start_on(wrap):
+    space = spaces.Discrete(3, start=5)
+    env = Records(space)
+    inner = env if wrap is VecPreviousActionReward else PreviousActionReward(env)
+    vec = wrap(DummyVecEnv([lambda: inner]))
+    settings = {"n_steps": 60, "batch_size": 60, "n_epochs": 1, "seed": 0, "device": "cpu"}
+    model = AAC("MultiInputPolicy", vec, policy_kwargs={"memory_actor": True, "context_length": 8}, **settings).learn(60)
+    assert {int(action) for action in env.given} == {5, 6, 7}
+    obs, state = vec.reset(), None
+    for _ in range(12):
+        action, state = model.predict(obs, state, np.zeros(1, dtype=bool))
+        obs = vec.step(action)[0]
+        assert obs["previous_action"][0].argmax() == int(env.given[-1]) - 5 or not obs["previous_action"].any()
+
+
 def test_wrapping_twice_is_refused():
     env = PreviousActionReward(Bandit())
     with pytest.raises(ValueError, match="already: wrap an environment only once"):

@@ -229,7 +229,7 @@ def trials(n: int) -> list[tuple[optuna.Trial, dict[str, Any]]]:
 def test_samples_are_valid_arguments():
     for _, hyperparams in trials(8):
         model = AttentionActorCritic("MlpPolicy", "CartPole-v1", **hyperparams, device="cpu")
-        assert model.policy.context_length == hyperparams["policy_kwargs"]["context_length"]
+        assert model.policy.architecture.context_length == hyperparams["policy_kwargs"]["context_length"]
 
 
 def test_converter_gives_what_was_sampled():
@@ -248,7 +248,8 @@ def test_converter_values():
         n_steps_pow=6, one_minus_gamma=0.25, context_length_pow=4, memory="actor", net_arch="small", aux_loss="none"
     )
     hyperparams = zoo.convert_aac_params(params)
-    assert (hyperparams["n_steps"], hyperparams["gamma"], hyperparams["aux_loss"]) == (64, 0.75, None)
+    assert (hyperparams["n_steps"], hyperparams["gamma"]) == (64, 0.75)
+    assert hyperparams["aux_loss"] is hyperparams["aux_coef"] is None
     policy_kwargs = hyperparams["policy_kwargs"]
     assert policy_kwargs["context_length"] == 16 and policy_kwargs["net_arch"] == dict(pi=[64, 64], vf=[64, 64])
     assert policy_kwargs["memory_actor"] and policy_kwargs["share_encoder"]

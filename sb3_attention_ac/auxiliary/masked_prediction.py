@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_attention_ac.auxiliary.normalization import TargetNormalizer
 from sb3_attention_ac.networks.history_network import HistoryEncoder
-from sb3_attention_ac.networks.preprocessing import PREVIOUS_STEP_KEYS, action_encoding_dim, encode_actions, stack_frames
+from sb3_attention_ac.networks.preprocessing import PREVIOUS_STEP_KEYS, action_encoding_dim, encode_actions
 from sb3_attention_ac.type_aliases import AuxiliaryBatch, AuxiliaryLoss, Obs, TrajectoryWindows
 
 KEY_TAU = 0.05  # of the EMA key encoder, as in M-CURL
@@ -136,9 +136,8 @@ class MaskedPrediction(nn.Module):
             losses[name] = self._regression(name, hidden, masked, batch, keys)
         if "contrastive" in self.targets:
             assert keys is not None
-            alone = F.pad(
-                keys, (0, keys.shape[-1] * encoder.network.n_previous)
-            )  # keys are of one step, without frames before
+            no_frames = F.pad(keys, (0, keys.shape[-1] * encoder.network.n_previous))  # keys are of one step alone
+            alone = encoder.network.with_age(no_frames, th.zeros_like(windows.ages))
             losses["contrastive"] = self._contrastive(hidden, masked, windows, alone)
         return losses
 
@@ -157,7 +156,7 @@ class MaskedPrediction(nn.Module):
         if "return" in self.targets:  # a return is a sum of rewards: none may be seen
             rewards = th.zeros_like(rewards)
         events = encoder.events(windows.previous_actions, rewards, windows.ages, windows.episode_starts | masked_before)
-        mlp_latent = encoder.mlp(stack_frames(features, windows.episode_ids, network.n_previous))
+        mlp_latent = encoder.mlp(network.mlp_input(features, windows.episode_ids, windows.ages))
         tokens = network.encoder.embed(mlp_latent, events) + masked.unsqueeze(-1) * self.mask_token
         hidden: th.Tensor = network.encoder(tokens, windows.episode_ids, tokens.shape[1], causal=False)
         return hidden

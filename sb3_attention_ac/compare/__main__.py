@@ -4,13 +4,18 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from sb3_attention_ac.compare.backends import SETTINGS
+from sb3_attention_ac.compare.backends import NAMES
 from sb3_attention_ac.compare.comparison import compare
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.settings import Protocol
 
 DESCRIPTION = "Train algorithms on environments over seeds, and report. Runs found in the folder are not repeated."
+CAUTION = (
+    "Files of --variants, --hyperparams and --suite are programs: RL Zoo evaluates texts in them as Python (policy_kwargs, "
+    "normalize and others) and imports the classes they name. Read those of others before you use them."
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     :return: Parser of the command line
     """
     default = Protocol()
-    parse = argparse.ArgumentParser("python -m sb3_attention_ac.compare", description=DESCRIPTION)
+    parse = argparse.ArgumentParser("python -m sb3_attention_ac.compare", description=DESCRIPTION, epilog=CAUTION)
     what = parse.add_argument_group("what to compare")
     what.add_argument("--algos", nargs="+", default=[], metavar="ALGO", help="algorithms by their names in RL Zoo")
     what.add_argument("--variants", nargs="+", default=[], metavar="FILE", help="YAML files of variants, or 'ladder'")
@@ -26,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     what.add_argument("--first-seed", type=int, default=0, help="first of the seeds (default: %(default)s)")
     what.add_argument("--hyperparams", default="zoo", help="'zoo' (default), 'sb3', a folder with files <algo>.yml, or a file")
+    what.add_argument("--suite", metavar="FOLDER", help="take all of these from FOLDER/suite.yml, keep FOLDER/results.csv")
     what.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register environments")
     how = parse.add_argument_group("protocol")
     how.add_argument("--steps", type=int, default=default.steps, help="training steps per run (default: %(default)s)")
@@ -38,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     where = parse.add_argument_group("where to run and what to write")
     where.add_argument("--out", default="comparison", help="folder for results and report; existing results are kept")
     where.add_argument("--n-jobs", type=int, help="runs at the same time (default: one per physical core; Ray: per processor)")
-    where.add_argument("--backend", default="local", help=f"{' or '.join(SETTINGS)} (default: %(default)s)")
+    where.add_argument("--backend", default="local", help=f"{' or '.join(NAMES)} (default: %(default)s)")
     where.add_argument("--address", help="address of the Ray cluster (default: RAY_ADDRESS, else one on this machine)")
     where.add_argument("--rerun-corrupt", action="store_true", help="run again what has a corrupt result file")
     where.add_argument("--references", help="YAML file of own reference scores")
@@ -52,16 +58,36 @@ def parser() -> argparse.ArgumentParser:
     return parse
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """
+    :param arguments: Command line, None for that of the process
+    :return: What it says, and where it names a suite, what that one says
+    :raises CompareError: If the suite is wrong, or the command line says something else
+    """
+    parse = parser()
+    given = parse.parse_args(arguments)
+    if given.suite is None:
+        return given
+    from sb3_attention_ac.compare.suites import choose, read_suite
+
+    folder = Path(given.suite)
+    default = vars(parse.parse_args([]))
+    parse.set_defaults(**dict.fromkeys(default))
+    chosen = {name: value for name, value in vars(parse.parse_args(arguments)).items() if value is not None}
+    out = str(Path("runs", folder.resolve().name))
+    return argparse.Namespace(**{**default, "out": out, **choose(read_suite(folder), chosen)})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """
     :param arguments: Command line, None for that of the process
     :return: Exit code: 0 if all runs have finished, 1 if some failed, 2 if nothing could be reported
     """
-    given = parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows shall not end hours of training in an error
     try:
+        given = _parse(arguments)
         protocol = Protocol(
             steps=given.steps,
             evaluations=given.evaluations,
@@ -85,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rerun_corrupt=given.rerun_corrupt,
             references=given.references,
             seconds=given.seconds,
+            results=None if given.suite is None else Path(given.suite, "results.csv"),
         )
     except CompareError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {failure}", file=sys.stderr)
     print((comparison.report.parent / "table.md").read_text(encoding="utf-8"))
     print(f"Report: {comparison.report}")
+    if given.suite is not None:
+        print(f"Results: {Path(given.suite, 'results.csv')}")
     return 1 if comparison.failures else 0
 
 

@@ -1,5 +1,6 @@
 """The comparison as a whole: plan, run, summarise, report."""
 
+import contextlib
 import json
 import math
 import shlex
@@ -9,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib
-
-from sb3_attention_ac.compare.backends import joblib_backend
+from sb3_attention_ac.compare.backends import Backend, make_backend
+from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import execute, plan, read_finished
-from sb3_attention_ac.compare.launcher import Outcome
+from sb3_attention_ac.compare.launcher import Outcome, check_worker
 from sb3_attention_ac.compare.provenance import provenance
 from sb3_attention_ac.compare.scores import Reference, load_references
 from sb3_attention_ac.compare.settings import Job, Protocol
@@ -60,6 +60,7 @@ def compare(
     rerun_corrupt: bool = False,
     references: str | Path | None = None,
     seconds: float | None = None,
+    results: str | Path | None = None,
 ) -> Comparison:
     """
     Train algorithms on environments over seeds, and report. Runs found in ``out`` are not repeated.
@@ -78,6 +79,8 @@ def compare(
     :param rerun_corrupt: Whether to run again what has a corrupt result file, instead of refusing
     :param references: YAML file with own reference scores ``env: {random: x, good: y}``
     :param seconds: Also compare scores after this many seconds of training (0: as many as the quickest run took)
+    :param results: CSV file to keep one row per run in, beside the rows of other calls, see
+        :func:`~sb3_attention_ac.compare.suites.update_results`; it is brought up to date whenever a run has ended
     :return: Tables, failures, and the path of the report
     :raises CompareError: If something asked for is impossible, or no run has finished
     """
@@ -91,30 +94,67 @@ def compare(
     out = Path(out).resolve()
     if out.exists() and not out.is_dir():
         raise CompareError(f"out={out} is a file: give a folder for results and report.")
-    finished = read_finished(jobs, out, rerun_corrupt)
+
+    def read() -> dict[Path, Result]:
+        found = read_finished(jobs, out, rerun_corrupt)
+        if results is not None:
+            _update_results(Path(results), list(found.values()))
+        return found
+
+    def try_to_read() -> None:
+        with contextlib.suppress(CompareError, OSError):  # said at the end, not in the midst of other runs
+            read()
+
+    finished = read()
     pending = [job for job in jobs if job.folder not in finished]
     command = shlex.join(sys.orig_argv)
-    outcomes: list[Outcome] = []
-    joblib_settings = joblib_backend(backend, address) if pending else {}
+    place = _prepare(pending, out, backend, address) if pending else None
     _write_settings(jobs, out, command)
-    if pending:
-        default = -1 if backend == "ray" else joblib.cpu_count(only_physical_cores=True)
-        outcomes = execute(pending, out, command, n_jobs or default, joblib_settings, done=len(finished))
-        finished = read_finished(jobs, out, rerun_corrupt)
+    outcomes: list[Outcome] = []
+    if place is not None:
+        outcomes = execute(pending, out, command, place, place.n_jobs(n_jobs), len(finished), try_to_read)
+        finished = read()
     failures = tuple(f"{outcome.job}: {outcome.failure}" for outcome in outcomes if outcome.failure is not None)
-    results = [finished[job.folder] for job in jobs if job.folder in finished]
-    if not results:
+    there = [finished[job.folder] for job in jobs if job.folder in finished]
+    if not there:
         raise CompareError("No run has finished, so there is nothing to report:\n" + "\n".join(failures))
-    return _report(results, failures, known, out, seconds)
+    missing = list(dict.fromkeys(job.env for job in jobs if job.env not in {result.job.env for result in there}))
+    return _report(there, failures, known, out, seconds, missing)
 
 
+def _prepare(pending: Sequence[Job], out: Path, backend: str, address: str | None) -> Backend:
+    """
+    :param pending: Runs to do
+    :param out: Folder of the comparison
+    :param backend: Name of the backend
+    :param address: Address of a Ray cluster
+    :return: The backend, if the runs can be made there; what the machines of a cluster can is not known here
+    """
+    place = make_backend(backend, address)
+    if backend == "local":
+        check_device(pending[0].protocol.device)
+        check_worker(list(dict.fromkeys(job.env for job in pending)), pending[0].protocol.gym_packages, out)
+    return place
+
+
+# The processes of the runs import this package too, and are spared the libraries for statistics and pictures
 def _report(
-    results: Sequence[Result], failures: tuple[str, ...], known: dict[str, Reference], out: Path, seconds: float | None
+    results: Sequence[Result],
+    failures: tuple[str, ...],
+    known: dict[str, Reference],
+    out: Path,
+    seconds: float | None,
+    missing: Sequence[str],
 ) -> Comparison:
-    # The processes of the runs import this package too, and are spared the libraries for statistics and pictures
     from sb3_attention_ac.compare.report import write_report
 
-    return write_report(results, failures, known, out, seconds)
+    return write_report(results, failures, known, out, seconds, missing)
+
+
+def _update_results(path: Path, results: Sequence[Result]) -> None:
+    from sb3_attention_ac.compare.suites import update_results
+
+    update_results(path, results)
 
 
 def _write_settings(jobs: Sequence[Job], out: Path, command: str) -> None:

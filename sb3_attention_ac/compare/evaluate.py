@@ -1,29 +1,52 @@
 """The same evaluation for every algorithm, with the clock of training stopped meanwhile."""
 
+import math
 import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
+from sb3_attention_ac.compare.episodes import Episode, take_finished
+from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.randomness import own_randomness
 from sb3_attention_ac.compare.settings import Protocol
 from sb3_attention_ac.compare.storage import Evaluation
 
+LONGEST_EPISODE = 100_000  # steps; an untrained policy may go in circles for ever
+
+
+class RecordedEnv(NamedTuple):
+    """
+    :param env: Parallel environments
+    :param episodes: What the :class:`~sb3_attention_ac.compare.episodes.EpisodeRecorder` of each has recorded
+    """
+
+    env: VecEnv
+    episodes: Sequence[list[Episode]]
+
 
 class EvaluationCallback(BaseCallback):
     """
-    Evaluate before training, at evenly spaced steps, and at the end; the last of the evenly spaced ones is that at the end.
+    Evaluate before training and at evenly spaced steps; the last of these is at the end, where :meth:`finish` is called.
 
-    :param eval_env: Environment with one copy per episode of an evaluation: each episode then has a start of its own,
+    :param make_env: Makes an environment with one copy per episode of an evaluation: each episode then has a start of its own,
         fixed by the protocol, whatever the agent did in the others
     :param protocol: What all runs share
+    :param training: What the recorders of the training environments record
     """
 
-    def __init__(self, eval_env: VecEnv, protocol: Protocol) -> None:
+    def __init__(
+        self, make_env: Callable[[], RecordedEnv], protocol: Protocol, training: Sequence[list[Episode]] = ()
+    ) -> None:
         super().__init__()
-        self.eval_env = eval_env
+        self.make_env = make_env
         self.protocol = protocol
+        self.training = training
+        self.recorded: RecordedEnv | None = None
         self.evaluations: list[Evaluation] = []
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
@@ -40,10 +63,28 @@ class EvaluationCallback(BaseCallback):
             self._record(reached)
         return True
 
-    def _on_training_end(self) -> None:
-        # RL Zoo calls this once more when training has ended
-        if len(self.evaluations) <= self.protocol.evaluations:
-            self._record(self.protocol.evaluations)
+    def finish(self) -> None:
+        """Evaluate what training ended in. Not at SB3's end of training, which RL Zoo announces after a crash too."""
+        self._record(self.protocol.evaluations)
+        self.close()
+
+    def give_up(self) -> None:
+        """The run diverged: what is left to evaluate has returns that are no numbers."""
+        self._stop_clock()
+        nothing = self.protocol.episodes
+        self._append(self.protocol.evaluations, (math.nan,) * nothing, (0,) * nothing)
+        self.close()
+
+    def close(self) -> None:
+        """Close the environment of the evaluations."""
+        if self.recorded is not None:
+            self.recorded.env.close()
+            self.recorded = None
+
+    def _stop_clock(self) -> None:
+        now = time.perf_counter()
+        self.train_seconds += now - self._clock
+        self._clock = now
 
     def _record(self, point: int) -> None:
         """
@@ -51,26 +92,73 @@ class EvaluationCallback(BaseCallback):
 
         :param point: Number of the last point passed
         """
-        now = time.perf_counter()
-        self.train_seconds += now - self._clock
+        self._stop_clock()
         returns, lengths = self._evaluate()
+        self._append(point, returns, lengths)
+        now = time.perf_counter()
+        self.evaluation_seconds += now - self._clock
+        self._clock = now
+
+    def _append(self, point: int, returns: tuple[float, ...], lengths: tuple[int, ...]) -> None:
+        ended = [episode.total for episodes in self.training for episode in take_finished(episodes)]
+        mean = float(np.mean(ended)) if ended else None
         for number in range(len(self.evaluations), point + 1):
-            self.evaluations.append(Evaluation(number, self.num_timesteps, self.train_seconds, returns, lengths))
-        self._clock = time.perf_counter()
-        self.evaluation_seconds += self._clock - now
+            self.evaluations.append(Evaluation(number, self.num_timesteps, self.train_seconds, returns, lengths, mean))
 
     def _evaluate(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
-        if self.model.get_vec_normalize_env() is not None:
-            sync_envs_normalization(self.training_env, self.eval_env)
         # Evaluations draw no random numbers from those of training: more or fewer of them change no result
         with own_randomness(self.protocol.evaluation_seed):
-            self.eval_env.seed(self.protocol.evaluation_seed)
-            returns, lengths = evaluate_policy(
-                self.model,
-                self.eval_env,
-                n_eval_episodes=self.protocol.episodes,
+            recorded, observations = self._begin()
+            returns, lengths = self._play(recorded, observations)
+        return returns, lengths
+
+    def _begin(self) -> tuple[RecordedEnv, VecEnvObs]:
+        """
+        :return: Environments at the starts fixed by the protocol, and their first observations
+        """
+        kept = self.recorded
+        recorded = self.recorded = kept or self.make_env()
+        if self.model.get_vec_normalize_env() is not None:
+            sync_envs_normalization(self.training_env, recorded.env)
+        begun = [len(episodes) for episodes in recorded.episodes]
+        recorded.env.seed(self.protocol.evaluation_seed)
+        observations = recorded.env.reset()
+        if kept is not None and any(len(episodes) == n for episodes, n in zip(recorded.episodes, begun, strict=True)):
+            # A wrapper has kept a game going because it has lives left: only a new environment starts anew
+            self.close()
+            return self._begin()
+        for episodes in recorded.episodes:
+            take_finished(episodes)
+        return recorded, observations
+
+    def _play(self, recorded: RecordedEnv, observations: VecEnvObs) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """
+        SB3's ``evaluate_policy`` would wait for ever for an episode that a wrapper outside of ``Monitor`` ends.
+
+        :param recorded: Environments that have just been reset
+        :param observations: Their first observations
+        :return: Return and length of the first episode of each
+        """
+        played: dict[int, tuple[float, int]] = {}
+        states, starts = None, np.ones(recorded.env.num_envs, dtype=bool)
+        for _ in range(LONGEST_EPISODE):
+            actions, states = self.model.predict(
+                observations,  # type: ignore[arg-type]
+                state=states,
+                episode_start=starts,
                 deterministic=self.protocol.deterministic,
-                return_episode_rewards=True,
             )
-        assert isinstance(returns, list) and isinstance(lengths, list)
-        return tuple(float(value) for value in returns), tuple(int(length) for length in lengths)
+            observations, _, starts, _ = recorded.env.step(actions)
+            for index in np.flatnonzero(starts).tolist():
+                # Parallel environments reset themselves, so one episode more is under way; after a lost life it is the same
+                finished = take_finished(recorded.episodes[index])
+                if finished and index not in played:
+                    total = sum(episode.total for episode in finished)
+                    played[index] = round(total, 6), sum(episode.length for episode in finished)
+            if len(played) == len(recorded.episodes):
+                returns, lengths = zip(*(played[index] for index in sorted(played)), strict=True)
+                return returns, lengths
+        raise CompareError(
+            f"An episode of an evaluation has not ended after {LONGEST_EPISODE:,} steps. Give the environment a time limit: "
+            "`max_episode_steps` where it is registered, or `gymnasium.wrappers.TimeLimit` as an `env_wrapper`."
+        )

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import yaml
 from gymnasium import Space, spaces
 from gymnasium.envs.registration import parse_env_id
@@ -16,9 +17,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_attention_ac.compare.episodes import Episode, EpisodeRecorder
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
+from sb3_attention_ac.compare.evaluate import EvaluationCallback, RecordedEnv
 from sb3_attention_ac.compare.names import known_algorithms
 from sb3_attention_ac.compare.settings import Job, Variant
+from sb3_attention_ac.compare.storage import write_atomically
 from sb3_attention_ac.compare.yaml_files import read_mapping
 
 # Arguments of RL Zoo which are Python source there when they are text
@@ -126,18 +130,42 @@ def merge(hyperparams: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
     return merged
 
 
-def build(job: Job, folder: Path) -> tuple[ExperimentManager, BaseAlgorithm, VecEnv]:
+class RecordingManager(ExperimentManager):
+    """RL Zoo's manager of experiments, which records the episodes of the environments it makes."""
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        :param n_envs: Number of parallel environments
+        :param eval_env: Whether they are for evaluation
+        :param no_log: Whether Monitor writes no files
+        :return: The environments; what is recorded of each is in ``self.episodes`` until others are made
+        """
+        self.episodes: list[list[Episode]] = []
+        given = self.env_wrapper
+
+        def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+            recorder = EpisodeRecorder(env)
+            self.episodes.append(recorder.episodes)
+            return recorder if given is None else given(recorder)
+
+        self.env_wrapper = wrap
+        try:
+            return super().create_envs(n_envs, eval_env, no_log)
+        finally:
+            self.env_wrapper = given
+
+
+def build(job: Job, folder: Path) -> tuple[RecordingManager, BaseAlgorithm, EvaluationCallback]:
     """
     :param job: Run to prepare
     :param folder: Folder for the files RL Zoo writes
-    :return: RL Zoo's manager, the model in its training environment, and an evaluation environment that makes the episodes of
-        one evaluation side by side: rewards raw, statistics of normalisation to be copied from the training environment
+    :return: RL Zoo's manager, the model in its training environment, and the callback that evaluates it: in environments that
+        make the episodes of one evaluation side by side, rewards raw
     """
     known_algorithms()
     config = folder / "hyperparams.yml"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(yaml.safe_dump({job.env: job.hyperparams}))
-    manager = ExperimentManager(
+    write_atomically(config, yaml.safe_dump({job.env: job.hyperparams}))
+    manager = RecordingManager(
         Namespace(**job.to_dict()),
         job.algo,
         job.env,
@@ -155,4 +183,11 @@ def build(job: Job, folder: Path) -> tuple[ExperimentManager, BaseAlgorithm, Vec
     assert experiment is not None, "only a search for hyperparameters has no model"
     # RL Zoo forgets the arguments of its file here: https://github.com/DLR-RM/rl-baselines3-zoo
     manager.eval_env_kwargs = manager.env_kwargs
-    return manager, experiment[0], manager.create_envs(job.protocol.episodes, eval_env=True)
+
+    def make_env() -> RecordedEnv:
+        env = manager.create_envs(job.protocol.episodes, eval_env=True)
+        return RecordedEnv(env, manager.episodes)
+
+    callback = EvaluationCallback(make_env, job.protocol, training=manager.episodes)
+    manager.callbacks.append(callback)
+    return manager, experiment[0], callback

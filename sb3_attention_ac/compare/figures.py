@@ -26,10 +26,10 @@ def palette(algorithms: Sequence[str]) -> dict[str, Colour]:
     return dict(zip(algorithms, sns.color_palette(kind, len(algorithms)), strict=True))
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, COLUMNS)
+def _panels(count: int, columns: int = COLUMNS, panel: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
+    columns = min(count, columns)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(PANEL[0] * columns, 6.5), PANEL[1] * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(panel[0] * columns, 6.5), panel[1] * rows + 0.5), layout="constrained")
     axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -44,7 +44,7 @@ def _legend_above(figure: Figure, colours: dict[str, Colour]) -> None:
 
 def _draw_curve(axis: Axes, curve: pd.DataFrame, against: str, value: str, label: str, colour: Colour) -> None:
     axis.plot(curve[against], curve[value], label=label, color=colour)
-    if curve["low"].notna().all():
+    if curve["low"].notna().any():
         axis.fill_between(curve[against], curve["low"], curve["high"], alpha=0.2, color=colour, lw=0)
 
 
@@ -81,17 +81,37 @@ def summary_intervals(summaries: pd.DataFrame, scale: str) -> Figure:
     for axis, (score, summary, title) in zip(axes, wanted, strict=True):
         part = summaries[(summaries["score"] == score) & (summaries["summary"] == summary)].set_index("algorithm")
         for position, algorithm in enumerate(algorithms):
-            row = part.loc[algorithm]
-            axis.plot(
-                [row["low"], row["high"]], [position] * 2, lw=8, alpha=0.35, color=colours[algorithm], solid_capstyle="butt"
-            )
-            axis.plot(row["value"], position, "o", color=colours[algorithm])
+            _draw_interval(axis, part.loc[algorithm], "value", position, colours[algorithm])
         axis.set_title(title, fontsize=10)
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_yticks(range(len(algorithms)), algorithms)
     axes[0].set_ylim(len(algorithms) - 0.4, -0.6)
     figure.supxlabel("\n".join(textwrap.wrap(f"common scale: {scale}", 140)), fontsize=9)
+    return figure
+
+
+def _draw_interval(axis: Axes, row: pd.Series, value: str, position: int, colour: Colour) -> None:
+    axis.plot([row["low"], row["high"]], [position] * 2, lw=8, alpha=0.35, color=colour, solid_capstyle="butt")
+    axis.plot(row[value], position, "o", color=colour)
+
+
+def task_intervals(scores: pd.DataFrame) -> Figure:
+    """
+    :param scores: See :func:`~sb3_attention_ac.compare.statistics.per_task`
+    :return: One small panel per environment: mean of each algorithm (dot) with its interval (bar)
+    """
+    environments, algorithms = scores["environment"].unique(), list(scores["algorithm"].unique())
+    colours = palette(algorithms)
+    figure, axes = _panels(len(environments), columns=4, panel=(2.9, 0.2 * len(algorithms) + 0.7))
+    for axis, env in zip(axes, environments, strict=True):
+        for _, row in scores[scores["environment"] == env].iterrows():
+            _draw_interval(axis, row, "mean", algorithms.index(row["algorithm"]), colours[row["algorithm"]])
+        axis.set_title(env, fontsize=8)
+        axis.set_yticks([])
+        axis.set_ylim(len(algorithms) - 0.5, -0.5)
+        axis.tick_params(axis="x", labelsize=8)
+    _legend_above(figure, colours)
     return figure
 
 

@@ -1,15 +1,15 @@
 """Which runs are needed, which are there already, and doing the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import joblib
 from tqdm import tqdm
 
+from sb3_attention_ac.compare.backends import Backend
 from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
 from sb3_attention_ac.compare.experiment import read_hyperparams
-from sb3_attention_ac.compare.launcher import Outcome, launch, stop_idle
+from sb3_attention_ac.compare.launcher import Outcome
 from sb3_attention_ac.compare.names import check_environment, register_environments
 from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences, with_own_steps
 from sb3_attention_ac.compare.storage import RESULT_FILE, Result, read_result, write_atomically
@@ -92,7 +92,13 @@ def read_finished(jobs: Sequence[Job], out: Path, rerun_corrupt: bool = False) -
 
 
 def execute(
-    jobs: Sequence[Job], out: Path, command: str, n_jobs: int, backend: dict[str, Any], done: int = 0
+    jobs: Sequence[Job],
+    out: Path,
+    command: str,
+    backend: Backend,
+    n_jobs: int,
+    done: int = 0,
+    after_each: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """
     Do the runs which are not there yet.
@@ -100,23 +106,25 @@ def execute(
     :param jobs: Runs to do
     :param out: Folder of the comparison
     :param command: Command line of the comparison, kept beside each result
-    :param n_jobs: Runs at the same time, -1 for as many as there are processors
-    :param backend: Settings of joblib's backend, see :func:`~sb3_attention_ac.compare.backends.joblib_backend`
+    :param backend: Where they take place
+    :param n_jobs: Runs at the same time
     :param done: Number of runs done before, for the progress bar
+    :param after_each: Called in this process whenever a run has ended and its result is in the folder
     :return: What came of each run
     """
+    outcomes: dict[Path, Outcome] = {}
     with tqdm(total=done + len(jobs), initial=done, unit="run", desc="Training", smoothing=0) as bar:
         try:
-            with joblib.parallel_config(**backend):
-                parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, pre_dispatch="all")
-                # joblib calls this in this process whenever a job has ended, whatever the backend
-                parallel.print_progress = lambda: bar.update(done + parallel.n_completed_tasks - bar.n)
-                outcomes: list[Outcome] = parallel(joblib.delayed(launch)(job, out, command) for job in jobs)
+            # Runs are processes of their own: threads that wait for them are enough
+            parallel = joblib.Parallel(n_jobs, "threading", batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+            for outcome in parallel(joblib.delayed(backend.launch)(job, out, command) for job in jobs):
+                path = out / outcome.job.folder / RESULT_FILE
+                # Machines of a cluster need not share their disks
+                if outcome.result is not None and not (path.exists() and path.read_text() == outcome.result):
+                    write_atomically(path, outcome.result)
+                outcomes[outcome.job.folder] = outcome
+                bar.update()
+                after_each()
         finally:
-            stop_idle()
-    for outcome in outcomes:
-        path = out / outcome.job.folder / RESULT_FILE
-        # Machines of a cluster need not share their disks
-        if outcome.result is not None and not (path.exists() and path.read_text() == outcome.result):
-            write_atomically(path, outcome.result)
-    return outcomes
+            backend.stop()
+    return [outcomes[job.folder] for job in jobs]

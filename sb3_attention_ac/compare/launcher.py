@@ -4,20 +4,25 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.settings import Job
 from sb3_attention_ac.compare.storage import RESULT_FILE
 
 LOG_FILE = "log.txt"
+FORKS = sys.platform == "linux"  # where a process can safely run every job in a copy of itself; elsewhere it ends after one
 
 # Threads of the local machine, or a Ray worker, take turns with these: importing everything anew for each job would take long
 _idle: "queue.SimpleQueue[subprocess.Popen[bytes]]" = queue.SimpleQueue()
+_busy: "set[subprocess.Popen[bytes]]" = set()
 
 
 @dataclass(frozen=True)
@@ -43,43 +48,82 @@ def launch(job: Job, out: Path, command: str) -> Outcome:
     :return: What came of it; never raises for what happens in the run
     """
     folder = out / job.folder
-    folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG_FILE
-    request = {"job": job.to_dict(), "out": str(out), "log": str(log), "command": command}
-    with _worker(log) as worker:
-        code = _ask(worker, json.dumps(request))
-    if code == 0:
+    failure = _serve({"job": job.to_dict(), "out": str(out), "command": command}, log)
+    if failure is None:
         return Outcome(job, result=(folder / RESULT_FILE).read_text())
-    return Outcome(job, failure=f"{_explain(code, log)}; see {log}")
+    return Outcome(job, failure=f"{failure}; see {log}")
+
+
+def check_worker(envs: Sequence[str], gym_packages: Sequence[str], out: Path) -> None:
+    """
+    :param envs: Ids of environments, all known to this process
+    :param gym_packages: Modules that register some
+    :param out: Folder of the comparison
+    :raises CompareError: If the process of a run cannot make one of them
+    """
+    failure = _serve({"environments": list(envs), "gym_packages": list(gym_packages)}, out / LOG_FILE)
+    if failure is not None:
+        stop_workers()
+        raise CompareError(
+            f"Every run is a process of its own, and such a process cannot make all of the environments ({failure}). What a "
+            "notebook or a script registers exists only there: move it into a module that can be imported, and name that "
+            "module with --gym-packages (in Python: `Protocol(gym_packages=(...,))`)."
+        )
+    (out / LOG_FILE).unlink(missing_ok=True)
+
+
+def _serve(request: dict[str, Any], log: Path) -> str | None:
+    """
+    :param request: What a process is to do
+    :param log: File for all that it prints
+    :return: Why it failed, None if it did not
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")  # what is in there of an earlier try is no reason for this one
+    with _worker(log) as worker:
+        code = _ask(worker, json.dumps({**request, "log": str(log)}))
+    return None if code == 0 else _explain(code, log)
 
 
 @contextlib.contextmanager
 def _worker(log: Path) -> "Iterator[subprocess.Popen[bytes]]":
-    try:
-        worker = _idle.get_nowait()
-    except queue.Empty:
-        worker = _start(log)
+    worker = _idle_worker() or _start(log)
+    _busy.add(worker)
     try:
         yield worker
     except BaseException:
         _stop(worker)
         raise
-    if worker.poll() is None:
+    finally:
+        _busy.discard(worker)
+    if FORKS and worker.poll() is None:
         _idle.put(worker)
-    else:
+    else:  # without forks it is about to end: the next job would never be answered
         _stop(worker)
+
+
+def _idle_worker() -> "subprocess.Popen[bytes] | None":
+    with contextlib.suppress(queue.Empty):
+        while True:
+            worker = _idle.get_nowait()
+            if worker.poll() is None:
+                return worker
+            _stop(worker)  # it was killed meanwhile
+    return None
 
 
 def _start(log: Path) -> "subprocess.Popen[bytes]":
     package_parent = str(Path(__file__).parents[2])
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")])),
+        # Modules that register environments are found where this process finds them: beside a script, in a notebook's folder
+        "PYTHONPATH": os.pathsep.join([package_parent, *filter(None, map(str, sys.path))]),
         "PYTHONHASHSEED": "0",
         # Must be known before the libraries are loaded
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
     }
-    with log.open("wb") as stderr:  # why it could not start is of interest; a job makes the file its own
+    with log.open("ab") as stderr:  # why it could not start is of interest; a job makes the file its own
         return subprocess.Popen(
             [sys.executable, "-m", "sb3_attention_ac.compare.worker"],
             stdin=subprocess.PIPE,
@@ -111,8 +155,13 @@ def _stop(worker: "subprocess.Popen[bytes]") -> None:
     worker.wait()
 
 
-def stop_idle() -> None:
-    """End the processes that wait for a job."""
+def stop_workers() -> None:
+    """End the processes that wait for a job, and, after an interruption, those that have one: in a notebook life goes on."""
+    for worker in list(_busy):
+        assert worker.stdin is not None
+        with contextlib.suppress(OSError):
+            worker.stdin.close()  # the thread that waits for an answer gets none, and does the rest
+        worker.wait()
     with contextlib.suppress(queue.Empty):
         while True:
             _stop(_idle.get_nowait())
@@ -123,4 +172,9 @@ def _explain(code: int, log: Path) -> str:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return lines[-1] if lines else f"ended with exit code {code}"
+    if not lines:
+        return f"ended with exit code {code}"
+    # Below a traceback, which is indented, stands the error; it may have many lines
+    heads = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    below = [line for line in lines[heads[-1] + 1 :] if not line.startswith(" ")] if heads else []
+    return re.sub(r"^([A-Za-z_]\w*\.)+(?=\w+: )", "", below[0] if below else lines[-1])

@@ -17,8 +17,8 @@ from sb3_attention_ac.compare.scores import Reference, scale
 from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, mean_curves, score_matrices, summaries
 from sb3_attention_ac.compare.storage import Result, write_atomically
 from sb3_attention_ac.compare.tables import on_common_seconds, tables
-from sb3_attention_ac.compare.texts import Table, equal_seconds_table, reference_table, summary_table, task_table
-from sb3_attention_ac.compare.verdict import cost_table, verdict
+from sb3_attention_ac.compare.texts import BOLD, Table, equal_seconds_table, reference_table, summary_table, task_table
+from sb3_attention_ac.compare.verdict import verdict
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 CAPTIONS = {
@@ -36,7 +36,12 @@ CAPTIONS = {
 
 
 def write_report(
-    results: Sequence[Result], failures: tuple[str, ...], known: Mapping[str, Reference], out: Path, seconds: float | None
+    results: Sequence[Result],
+    failures: tuple[str, ...],
+    known: Mapping[str, Reference],
+    out: Path,
+    seconds: float | None,
+    missing: Sequence[str] = (),
 ) -> Comparison:
     """
     :param results: Finished runs, in the order of the report
@@ -44,6 +49,7 @@ def write_report(
     :param known: Reference scores
     :param out: Folder for the files
     :param seconds: Also compare scores after these seconds of training, 0 for those of the quickest run, None for not
+    :param missing: Environments that were asked for, and on which no run has finished
     :return: Tables and the path of the report
     """
     evaluations, runs, references = tables(results, known)
@@ -53,14 +59,15 @@ def write_report(
         write_atomically(out / f"{name}.csv", table.to_csv(index=False))
     texts = [
         summary_table(overall, runs, references),
-        task_table(runs, "final", "Final score", "Mean return at the end of training, mean over seeds."),
+        task_table(runs, "final", "Final score", f"Mean return at the end of training, mean over seeds. {BOLD}"),
         task_table(
             runs, "area", "Whole curve", "Mean height of the learning curve over the steps of training, mean over seeds."
         ),
     ]
     texts += [] if seconds is None else [equal_seconds_table(evaluations, seconds)]
     texts.append(reference_table(references))
-    sentences = verdict(overall, pairs, cost_table(runs), references) + _gaps(runs) + _excess(runs, asked)
+    sentences = verdict(overall, pairs, runs, references, [result.job for result in results])
+    sentences += _diverged(runs) + _gaps(runs, missing) + _excess(runs, asked)
     drawn = _draw(evaluations, overall, pairs, asked, references)
     pictures = {name: _save(figure, out / "figures" / name) for name, figure in drawn.items()}
     write_atomically(out / "table.md", _markdown(sentences, failures, texts))
@@ -69,13 +76,32 @@ def write_report(
     return Comparison(runs, evaluations, overall, pairs, failures, report)
 
 
-def _gaps(runs: pd.DataFrame) -> list[str]:
+def _diverged(runs: pd.DataFrame) -> list[str]:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :return: Which runs ended in numbers that are not finite, and what they count as
+    """
+    parts = [
+        f"{len(seeds)} of {len(group)} runs of {algorithm} on {env} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})"
+        for (algorithm, env), group in runs.groupby(["algorithm", "environment"], sort=False)
+        if (seeds := [str(seed) for seed in sorted(group.loc[group["diverged"], "seed"])])
+    ]
+    if not parts:
+        return []
+    return [
+        f"Diverged: {'; '.join(parts)} ended in returns that are not finite. On the common scale they count as the lowest "
+        "score of their environment, or as a random policy where that is lower; means of returns are those of the other runs."
+    ]
+
+
+def _gaps(runs: pd.DataFrame, missing: Sequence[str]) -> list[str]:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :param missing: Environments without a run
     :return: What the summaries had to leave out
     """
-    matrices = score_matrices(runs, "final")
-    sentences = []
+    matrices = score_matrices(runs, "final_normalised")
+    sentences = [f"Missing: no run has finished on {', '.join(missing)}. No number here is about it."] if missing else []
     for algorithm, group in runs.groupby("algorithm", sort=False):
         used, seeds = len(matrices.get(str(algorithm), ())), group["seed"].nunique()
         if used * runs["environment"].nunique() < len(group):
@@ -150,6 +176,7 @@ def _html(
         tables=texts,
         pictures=[(CAPTIONS[name], picture) for name, picture in pictures.items()],
         protocol=results[0].job.protocol,
+        devices=sorted({result.arguments.get("device", result.job.protocol.device) for result in results}),
         budgets={steps: [env for env in asked if asked[env] == steps] for steps in asked.values()},
         seeds=len({result.job.seed for result in results}),
         provenance=_provenance(results),

@@ -2,13 +2,14 @@
 
 import inspect
 import time
+import traceback
 from pathlib import Path
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
-from sb3_attention_ac.compare.evaluate import EvaluationCallback
+from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.experiment import build
 from sb3_attention_ac.compare.names import register_environments
 from sb3_attention_ac.compare.provenance import provenance
@@ -32,15 +33,22 @@ def run(job: Job, out: Path, command: str) -> Result:
     :return: The result
     """
     th.set_num_threads(1)  # sums in another order are other numbers, and runs share the machine
+    check_device(job.protocol.device)
     set_random_seed(job.seed)
     register_environments(job.protocol.gym_packages)
     folder = out / job.folder
-    manager, model, eval_env = build(job, folder / "zoo")
-    callback = EvaluationCallback(eval_env, job.protocol)
-    manager.callbacks.append(callback)
+    manager, model, callback = build(job, folder / "zoo")
     start = time.perf_counter()
-    manager.learn(model)
-    eval_env.close()
+    try:
+        manager.learn(model)
+        callback.finish()
+    except Exception as error:
+        if not _has_diverged(model, error):
+            raise
+        # It is what came of the settings, not an accident, and would come again
+        traceback.print_exc()
+        print(f"The network is beyond repair after {model.num_timesteps:,} steps: recorded as a run that diverged.")
+        callback.give_up()
     result = Result(
         job=job,
         evaluations=tuple(callback.evaluations),
@@ -53,6 +61,17 @@ def run(job: Job, out: Path, command: str) -> Result:
     )
     write_atomically(folder / RESULT_FILE, to_text(result))
     return result
+
+
+def _has_diverged(model: BaseAlgorithm, error: Exception) -> bool:
+    """
+    :param model: Model whose training or evaluation ended in an error
+    :param error: The error
+    :return: Whether training has spoilt the network: its parameters are not finite, or so large that it gives no distribution
+    """
+    no_distribution = isinstance(error, ValueError) and "to satisfy the constraint" in str(error)  # PyTorch's words
+    finite = all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
+    return model.num_timesteps > 0 and (no_distribution or not finite)
 
 
 def _arguments(model: BaseAlgorithm) -> dict[str, str]:

@@ -67,11 +67,14 @@ def normalise(scores: pd.Series, environments: pd.Series, references: Mapping[st
     :param scores: Returns
     :param environments: Environment of each
     :param references: Reference scores by environment
-    :return: 0 for random, 1 for good; all 0 where a fallback has seen one score only: nothing has come off the lowest one
+    :return: 0 for random, 1 for good; all 0 where a fallback has seen one score only: nothing has come off the lowest one.
+        A run that diverged (NaN) has the lowest score of its environment here, or 0 if that is lower: left out, it would
+        leave its algorithm with the runs that went well
     """
     low = environments.map(lambda env: references[env].random).astype(float)
     span = environments.map(lambda env: references[env].good).astype(float) - low
-    return ((scores - low) / span).where(span != 0, 0.0)
+    normalised = ((scores - low) / span).where((span != 0) | scores.isna(), 0.0)
+    return normalised.fillna(normalised.groupby(environments).transform("min").clip(upper=0).fillna(0))
 
 
 def observed(references: Mapping[str, Reference]) -> list[str]:

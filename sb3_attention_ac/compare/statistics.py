@@ -134,12 +134,15 @@ def per_task(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     :param runs: One row per run: algorithm, environment, seed, and ``column``
     :param column: Name of a score
-    :return: One row per algorithm and environment: mean over seeds with low and high, number of seeds
+    :return: One row per algorithm and environment: mean over the seeds that did not diverge (NaN) with low and high, number of
+        seeds, number of those that diverged
     """
     rows = []
     for (algorithm, env), group in runs.groupby(["algorithm", "environment"], sort=False):
-        mean, low, high = mean_interval(group[column].to_numpy(dtype=np.float64))
-        rows.append({"algorithm": algorithm, "environment": env, "mean": mean, "low": low, "high": high, "seeds": len(group)})
+        finite = group[column].dropna().to_numpy(dtype=np.float64)
+        mean, low, high = mean_interval(finite) if len(finite) else np.full(3, np.nan)
+        row = {"algorithm": algorithm, "environment": env, "mean": float(mean), "low": float(low), "high": float(high)}
+        rows.append({**row, "seeds": len(group), "diverged": len(group) - len(finite)})
     return pd.DataFrame(rows)
 
 

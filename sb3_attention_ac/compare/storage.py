@@ -7,6 +7,7 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sb3_attention_ac.compare.errors import CorruptResultError
@@ -22,7 +23,8 @@ class Evaluation:
     :param steps: Training steps done
     :param seconds: Seconds of training so far, evaluations excluded
     :param returns: Undiscounted return of each episode, before any normalisation
-    :param lengths: Length of each episode in steps
+    :param lengths: Length of each episode in steps, 0 where the run diverged before it
+    :param training: Mean return of the training episodes that ended since the evaluation before, None if none did
     """
 
     point: int
@@ -30,6 +32,12 @@ class Evaluation:
     seconds: float
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    training: float | None = None
+
+    @property
+    def score(self) -> float:
+        """Mean return, NaN if a return is not finite."""
+        return fmean(self.returns) if all(map(math.isfinite, self.returns)) else math.nan
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ class Result:
     n_parameters: int
     arguments: dict[str, str]
     provenance: dict[str, Any]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended in returns that are not finite."""
+        return math.isnan(self.evaluations[-1].score)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -112,6 +125,4 @@ def _from_dict(values: dict[str, Any]) -> Result:
         Evaluation(**{**entry, "returns": tuple(entry["returns"]), "lengths": tuple(entry["lengths"])})
         for entry in values["evaluations"]
     )
-    if not all(math.isfinite(value) for evaluation in evaluations for value in evaluation.returns):
-        raise ValueError("a return is not finite")
     return Result(**{**values, "job": Job.from_dict(values["job"]), "evaluations": evaluations})

@@ -1,5 +1,6 @@
 """Tidy tables of results: one row per evaluation, one row per run."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -12,8 +13,9 @@ from sb3_attention_ac.compare.storage import Result
 def evaluation_table(results: Iterable[Result]) -> pd.DataFrame:
     """
     :param results: Finished runs, in the order of the report
-    :return: One row per evaluation: algorithm, environment, seed, point, steps, seconds (of training), score (mean return),
-        score_std, episode_length (mean)
+    :return: One row per evaluation: algorithm, environment, seed, point, steps, seconds (of training), score (mean return, NaN
+        if a return is not finite), score_std, episode_length (mean), training (mean return of the training episodes since the
+        evaluation before)
     """
     return pd.DataFrame(
         {
@@ -23,9 +25,10 @@ def evaluation_table(results: Iterable[Result]) -> pd.DataFrame:
             "point": evaluation.point,
             "steps": evaluation.steps,
             "seconds": evaluation.seconds,
-            "score": float(np.mean(evaluation.returns)),
-            "score_std": float(np.std(evaluation.returns)),
+            "score": evaluation.score,
+            "score_std": float("nan") if math.isnan(evaluation.score) else float(np.std(evaluation.returns)),
             "episode_length": float(np.mean(evaluation.lengths)),
+            "training": float("nan") if evaluation.training is None else evaluation.training,
         }
         for result in results
         for evaluation in result.evaluations
@@ -38,7 +41,8 @@ def run_table(results: Iterable[Result], evaluations: pd.DataFrame, references: 
     :param evaluations: Their evaluations, see :func:`evaluation_table`
     :param references: Reference scores by environment
     :return: One row per run: algorithm, environment, seed, final (score at the end), area (mean height of the learning curve
-        over steps), both also on the common scale, steps, train_seconds, evaluation_seconds, steps_per_second, parameters
+        over steps), both also on the common scale, diverged (whether it ended in returns that are not finite), steps,
+        train_seconds, evaluation_seconds, steps_per_second, parameters
     """
     curves = {key: group for key, group in evaluations.groupby(["algorithm", "environment", "seed"], sort=False)}
     rows = []
@@ -51,6 +55,7 @@ def run_table(results: Iterable[Result], evaluations: pd.DataFrame, references: 
                 "seed": result.job.seed,
                 "final": curve["score"].iloc[-1],
                 "area": _mean_height(curve),
+                "diverged": result.diverged,
                 "steps": result.steps,
                 "train_seconds": result.train_seconds,
                 "evaluation_seconds": result.evaluation_seconds,
@@ -66,6 +71,8 @@ def run_table(results: Iterable[Result], evaluations: pd.DataFrame, references: 
 
 def _mean_height(curve: pd.DataFrame) -> float:
     scores = curve["score"].to_numpy()
+    if np.isnan(scores).any():
+        return float("nan")
     return float(np.average((scores[1:] + scores[:-1]) / 2, weights=np.diff(curve["steps"])))  # trapezoids
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 from sb3_attention_ac.compare.scores import Reference, scale
 from sb3_attention_ac.compare.statistics import per_task
 from sb3_attention_ac.compare.tables import at_equal_seconds
-from sb3_attention_ac.compare.verdict import cost_table
+from sb3_attention_ac.compare.verdict import FEW_SEEDS, cost_table
 
 MISSING = "-"
+BOLD = f"Bold: the best number, perhaps by chance; none among equal ones, nor with fewer than {FEW_SEEDS} seeds."
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,13 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mappi
     ]
     wanted += [("area", "IQM", "whole-curve IQM ↑")]
     cells = {(row["algorithm"], row["score"], row["summary"]): row for _, row in summaries.iterrows()}
-    rows, values = [], []
+    rows, values, few = [], [], False
     for algorithm, cost in cost_table(runs).iterrows():
         keys = [(str(algorithm), score, summary) for score, summary, _ in wanted]
         known = [cells.get(key) for key in keys]
         texts = [MISSING if row is None else with_interval(row, "value", digits=2) for row in known]
-        values.append([float("nan") if row is None else float(row["value"]) for row in known])
+        values.append([float("nan") if row is None else round(float(row["value"]), 2) for row in known])
+        few |= any(row is not None and row["seeds"] < FEW_SEEDS for row in known)
         costs = [
             f"{cost['steps_per_second']:,.0f}",
             f"{cost['minutes']:.2g}",
@@ -106,11 +108,11 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mappi
         "Over all environments",
         f"On the common scale: {scale(references)}. IQM: mean of the middle half of all runs. Median: over "
         "environments, of the means over seeds. Optimality gap: how far runs stay below 1. Whole curve: mean height of the "
-        "learning curve, so early learning counts. In brackets: 95 % bootstrap interval over seeds. Bold: the best number, "
-        "which may be best by chance. Time is that of training alone, in the median run.",
+        "learning curve, so early learning counts. In brackets: 95 % bootstrap interval over seeds. "
+        f"{BOLD} Time is that of training alone, in the median run.",
         header,
         rows,
-        _best(values, [1, 1, -1, 1]),
+        frozenset() if few else _best(values, [1, 1, -1, 1]),
     )
 
 
@@ -118,10 +120,11 @@ def _best(values: list[list[float]], signs: list[int]) -> frozenset[tuple[int, i
     """
     :param values: Numbers of the cells, without the first column of the table
     :param signs: 1 where more is better, -1 where less is
-    :return: Row and column of the best in each column, ties included
+    :return: Row and column of the best in each column; equal numbers have no best
     """
     signed = pd.DataFrame(values) * signs
-    found = signed.eq(signed.max()) if len(values) > 1 else signed.eq(float("nan"))
+    found = signed.eq(signed.max())
+    found &= (found.sum() == 1) & (len(values) > 1)
     return frozenset(
         (row, column + 1) for row in range(found.shape[0]) for column in range(found.shape[1]) if found.iat[row, column]
     )
@@ -140,11 +143,23 @@ def task_table(runs: pd.DataFrame, column: str, title: str, note: str) -> Table:
     rows, values = [], []
     for env in runs["environment"].unique():
         known = [cells.get((env, algorithm)) for algorithm in algorithms]
-        rows.append([str(env), *(MISSING if row is None else with_interval(row, "mean") for row in known)])
-        values.append([float("nan") if row is None else float(row["mean"]) for row in known])
+        rows.append([str(env), *(MISSING if row is None else _task_cell(row) for row in known)])
+        # As they are shown; the mean of what is left of an algorithm that diverges is not the best
+        few = any(row is not None and row["seeds"] < FEW_SEEDS for row in known)
+        values.append([float("nan") if few or row is None or row["diverged"] else _shown(row["mean"]) for row in known])
     # The best of a row, here
     best = _best(pd.DataFrame(values).T.to_numpy().tolist(), [1] * len(rows))
     return Table(title, note, ["environment", *algorithms], rows, frozenset((env - 1, row + 1) for row, env in best))
+
+
+def _task_cell(row: pd.Series) -> str:
+    if row["diverged"] == row["seeds"]:
+        return "diverged"
+    return with_interval(row, "mean") + (f" ({row['diverged']} of {row['seeds']} diverged)" if row["diverged"] else "")
+
+
+def _shown(value: float) -> float:
+    return float(number(value).replace(",", ""))
 
 
 def equal_seconds_table(evaluations: pd.DataFrame, seconds: float) -> Table:

@@ -39,7 +39,10 @@ def _variant(name: str, entry: dict[str, Any], path: Path) -> Variant:
             f"The variant {name!r} in {path} must have an `algo` (a name) and may have `hyperparams` (a mapping) and a "
             f"`source` (text); its {wrong[0]!r} is {entry.get(wrong[0])!r}."
         )
-    return Variant(name, entry["algo"], entry.get("hyperparams") or {}, entry.get("source"))
+    source = entry.get("source")
+    if source is not None and (path.parent / source).exists():  # a file beside this one, wherever the command is given
+        source = str(path.parent / source)
+    return Variant(name, entry["algo"], entry.get("hyperparams") or {}, source)
 
 
 def collect_variants(algos: Iterable[str], files: Iterable[str]) -> list[Variant]:

@@ -1,13 +1,17 @@
 """Who won, by how much, how sure, at what cost: in words."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from sb3_attention_ac.compare.differing import differing_settings
 from sb3_attention_ac.compare.scores import Reference, observed, scale
+from sb3_attention_ac.compare.settings import Job
 
-FEW_SEEDS = 5
+FEW_SEEDS = 5  # with fewer, intervals exclude equality too often: of two equal algorithms with two seeds one in three times
 FAR_FROM_GOOD = 0.5  # on the common scale
+NAMED = 4  # settings in the headline
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -27,14 +31,19 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(
-    summaries: pd.DataFrame, improvements: pd.DataFrame, costs: pd.DataFrame, references: Mapping[str, Reference]
+    summaries: pd.DataFrame,
+    improvements: pd.DataFrame,
+    runs: pd.DataFrame,
+    references: Mapping[str, Reference],
+    jobs: Sequence[Job],
 ) -> list[str]:
     """
     :param summaries: See :func:`~sb3_attention_ac.compare.statistics.summaries`
     :param improvements: See :func:`~sb3_attention_ac.compare.statistics.improvements`
-    :param costs: See :func:`cost_table`
+    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
     :param references: Reference scores used
-    :return: Sentences, the most important one first
+    :param jobs: What was run
+    :return: Sentences, the most important ones first
     """
     final = summaries[(summaries["score"] == "final") & (summaries["summary"] == "IQM")].set_index("algorithm")
     if final.empty:
@@ -43,21 +52,24 @@ def verdict(
     best, row = str(ranking.index[0]), ranking.iloc[0]
     if len(ranking) == 1:
         return [
-            f"{best} reaches {_number(row)}; there is nothing to compare it with.",
-            f"This is the IQM of the final score over runs with {_seeds(final)}; {scale(references)}.",
+            f"{best} reaches {_number(row)} with {_seeds(final)}; there is nothing to compare it with.",
+            f"This is the IQM of the final score; {scale(references)}.",
             *_caution(final),
         ]
     pairs = improvements[improvements["algorithm"] == best].set_index("other")
+    others = [str(name) for name in ranking.index[1:]]
     scores = ", ".join(f"{name} {_number(other)}" for name, other in ranking.iterrows())
     sentences = [
-        _head(ranking, pairs),
+        f"{_head(ranking, pairs)} {_settings(jobs, best, others)}",
         f"Final score: {scores} (IQM over runs with {_seeds(final)}; {scale(references)}).",
     ]
     if row["value"] < FAR_FROM_GOOD and not observed(references):
         sentences.append("None comes near a good policy: with more steps the order may be another one.")
-    chances = [f"{other} with probability {_interval(pairs.loc[other], 'probability')}" for other in ranking.index[1:]]
+    chances = [f"{other} with probability {_interval(pair, 'probability')}" for other, pair in pairs.loc[others].iterrows()]
     sentences.append(f"A run of {best} beats one of {', '.join(chances)} (one half is a coin toss).")
-    sentences.append(_cost(costs.loc[list(ranking.index)]))
+    if len(intervals := ranking["low"].dropna()):
+        sentences.append(_reach(runs["environment"].nunique(), len(intervals) * (len(intervals) - 1) // 2))
+    sentences.append(_cost(cost_table(runs).loc[list(ranking.index)]))
     return sentences + _caution(final)
 
 
@@ -68,16 +80,24 @@ def _head(ranking: pd.DataFrame, pairs: pd.DataFrame) -> str:
     :return: Who won, or why nobody did
     """
     best, row, others = str(ranking.index[0]), ranking.iloc[0], [str(name) for name in ranking.index[1:]]
-    better, worse, missing = pairs["low"].gt(0.5), pairs["high"].lt(0.5), pairs["low"].isna()
-    sure = [other for other in others if better[other]]
-    against = [other for other in others if worse[other]]
-    untold = [other for other in others if missing[other]]
-    unsure = [other for other in others if other not in sure + against + untold]
+    few = [other for other in others if min(row["seeds"], ranking.loc[other, "seeds"]) < FEW_SEEDS]
+    enough = [other for other in others if other not in few]
+    values = dict(zip(others, ranking["value"].iloc[1:].astype(float), strict=True))
+    equal = [other for other in others if math.isclose(values[other], float(row["value"]), abs_tol=1e-9)]
+    claim = f"{_names([best, *equal])} share the highest score" if equal else f"{best} has the highest score"
+    if not enough:
+        return f"No winner: {_seeds(ranking)} cannot tell, take at least {FEW_SEEDS}. So far {claim}."
+    if equal:
+        return f"No winner: {claim}."
+    better, worse = pairs["low"].gt(0.5), pairs["high"].lt(0.5)
+    sure = [other for other in enough if better[other]]
+    against = [other for other in enough if worse[other]]
+    unsure = [other for other in enough if other not in sure + against]
     if against:
         # It is ahead by a lot on few environments, and behind by a little on many
         return (
-            f"No clear winner: {best} has the highest score, yet a run of {' or '.join(against)} beats one of it on the same "
-            "environment more often than not."
+            f"No clear winner: {claim}, yet a run of {' or '.join(against)} beats one of it on the same environment more "
+            "often than not."
         )
     if sure == others:
         # More often the better one, but perhaps by less than anybody would care about
@@ -85,11 +105,31 @@ def _head(ranking: pd.DataFrame, pairs: pd.DataFrame) -> str:
         margin = f", but not by much: the intervals of its score and of {_possessive(close)} overlap" if close else ""
         return f"{best} wins{margin}."
     doubts = [f"these runs do not separate it from {_names(unsure)}"] if unsure else []
-    doubts += [f"one seed is too few to say whether it beats {_names(untold)}"] if untold else []
-    head = (
-        f"{best} has the highest score; it beats {_names(sure)}" if sure else f"No clear winner: {best} has the highest score"
-    )
+    doubts += [f"{_seeds(ranking.loc[few])} of {_names(few)} cannot tell (take at least {FEW_SEEDS})"] if few else []
+    head = f"{claim}; it beats {_names(sure)}" if sure else f"No clear winner: {claim}"
     return f"{head}, but {', and '.join(doubts)}."
+
+
+def _settings(jobs: Sequence[Job], best: str, others: list[str]) -> str:
+    names = differing_settings(jobs, best, others)
+    who = f"{best} and {others[0] if len(others) == 1 else 'the others'}"
+    if not names:
+        return f"The settings that {who} have in common are equal."
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"The settings of {who} differ: {', '.join(names[:NAMED])}{more}."
+
+
+def _reach(environments: int, pairs: int) -> str:
+    """
+    :param environments: Number of environments
+    :param pairs: Number of pairs of algorithms that have an interval
+    :return: What the intervals do not cover
+    """
+    where = f"these {environments} environments" if environments > 1 else "this environment"
+    several = [f"{pairs} pairs of algorithms"] if pairs > 1 else []
+    several += [f"{environments} environments one by one"] if environments > 1 else []
+    many = f" Who looks at {' and '.join(several)} should expect one interval in 20 to miss." if several else ""
+    return f"Each interval stands for itself: it says what other seeds would give on {where}, not what others would.{many}"
 
 
 def _seeds(final: pd.DataFrame) -> str:

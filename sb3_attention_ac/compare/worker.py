@@ -14,9 +14,9 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-FORKS = sys.platform == "linux"
+from sb3_attention_ac.compare.launcher import FORKS
 
 
 def main() -> None:
@@ -60,18 +60,16 @@ def _run_in_copy(line: bytes) -> int:
 
 def _run(line: bytes) -> int:
     """
-    :param line: Job, folder of the comparison and command, in JSON
-    :return: 0, or 1 if the run failed and its log says why
+    :param line: What :func:`~sb3_attention_ac.compare.launcher.launch` or
+        :func:`~sb3_attention_ac.compare.launcher.check_worker` asks for, in JSON
+    :return: 0, or 1 if it failed and its log says why
     """
-    from sb3_attention_ac.compare.run import run
-    from sb3_attention_ac.compare.settings import Job
-
     threading.Thread(target=_end_with_input, daemon=True).start()
     request = json.loads(line)
     os.dup2(os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
     os.dup2(1, 2)
     try:
-        run(Job.from_dict(request["job"]), Path(request["out"]), request["command"])
+        _serve(request)
     except BaseException:
         traceback.print_exc()
         return 1
@@ -79,6 +77,19 @@ def _run(line: bytes) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+def _serve(request: dict[str, Any]) -> None:
+    from sb3_attention_ac.compare.names import check_environment, register_environments
+    from sb3_attention_ac.compare.run import run
+    from sb3_attention_ac.compare.settings import Job
+
+    if "job" in request:
+        run(Job.from_dict(request["job"]), Path(request["out"]), request["command"])
+        return
+    register_environments(request["gym_packages"])
+    for env in request["environments"]:
+        check_environment(env)
 
 
 def _end_with_input() -> NoReturn:

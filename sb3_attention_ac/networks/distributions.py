@@ -82,7 +82,8 @@ class Categoricals:
     def _grouped(self, flat: th.Tensor, fill: float | bool) -> th.Tensor:
         """:return: [N, sum of sizes] as [N, n_groups, most], filled up where groups have different sizes"""
         if len(set(self.sizes)) == 1:
-            return flat.unflatten(-1, (len(self.sizes), self.most))
+            groups: th.Tensor = flat.unflatten(-1, (len(self.sizes), self.most))
+            return groups
         parts = [F.pad(part, (0, self.most - n), value=fill) for part, n in self._parts(flat)]
         return th.stack(parts, dim=-2)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_attention_ac.networks.preprocessing import EventEncoder, stack_frames
+from sb3_attention_ac.networks.preprocessing import EventEncoder, encode_ages, stack_frames
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import EncoderOutput, Obs, TrajectoryWindows
 
@@ -30,18 +30,18 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def widened(mlp: nn.Sequential, features_dim: int, n_frames: int) -> nn.Sequential:
+def widened(mlp: nn.Sequential, features_dim: int, width: int) -> nn.Sequential:
     """
-    An MLP that also reads the frames before the current one, with weights that are zero at first.
+    An MLP that also reads what comes after the features of a step, with weights that are zero at first.
 
     :param mlp: Reads the features of one step
     :param features_dim: Their width, F
-    :param n_frames: How many steps the new one reads, the current one included
-    :return: Reads [..., F * n_frames], as :func:`~sb3_attention_ac.networks.preprocessing.stack_frames` gives them
+    :param width: How much the new one reads, at least F
+    :return: Reads [..., width], as :meth:`HistoryNetwork.mlp_input` gives it
     """
     layers: list[nn.Module] = list(mlp)
     first: Any = layers.pop(0) if layers and isinstance(layers[0], nn.Linear) else None
-    wide = nn.Linear(features_dim * n_frames, features_dim if first is None else first.out_features)
+    wide = nn.Linear(width, features_dim if first is None else first.out_features)
     with th.no_grad():
         wide.weight.zero_()
         wide.weight[:, :features_dim] = th.eye(features_dim) if first is None else first.weight
@@ -60,29 +60,40 @@ class HistoryNetwork(nn.Module):
     :param encoder: The encoder over the trajectory; None to read another network's hidden states, or nothing
     :param hidden_dim: Width of hidden states, 0 for a network without attention
     :param detach_mlp: Whether the MLP learns elsewhere: no gradient of what attention adds goes into it
+    :param reads_age: Whether the MLP reads how many steps the episode has lasted
     """
 
     def __init__(
-        self, latent_dim: int, n_frames: int, encoder: TrajectoryEncoder | None, hidden_dim: int, detach_mlp: bool = False
+        self,
+        latent_dim: int,
+        n_frames: int,
+        encoder: TrajectoryEncoder | None,
+        hidden_dim: int,
+        detach_mlp: bool = False,
+        reads_age: bool = False,
     ):
         super().__init__()
         self.n_previous = n_frames - 1
+        self.reads_age = reads_age
         self.detach_mlp = detach_mlp
         self.encoder = encoder
         self.output_proj = nn.Linear(hidden_dim, latent_dim, bias=False) if hidden_dim > 0 else None
         if self.output_proj is not None:
             nn.init.zeros_(self.output_proj.weight)
 
-    def mlp_latent(self, mlp: Mlp, features: th.Tensor, episode_ids: th.Tensor, n_landmarks: int = 0) -> th.Tensor:
+    def mlp_input(self, features: th.Tensor, episode_ids: th.Tensor, ages: th.Tensor, n_landmarks: int = 0) -> th.Tensor:
         """
-        :param mlp: SB3's MLP
         :param features: Of every step, [N, W, F]
         :param episode_ids: [N, W]
+        :param ages: [N, W]
         :param n_landmarks: How many of the W steps, the first ones, are landmarks
-        :return: [N, W, latent_dim]
+        :return: What the MLP reads, [N, W, F * n_frames] and the age
         """
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.detach_mlp):
-            return mlp(stack_frames(features, episode_ids, self.n_previous, n_landmarks))
+        return self.with_age(stack_frames(features, episode_ids, self.n_previous, n_landmarks), ages)
+
+    def with_age(self, frames: th.Tensor, ages: th.Tensor) -> th.Tensor:
+        """:return: Stacked frames [..., D] and what the MLP reads of ages [...]"""
+        return th.cat([frames, encode_ages(ages)], dim=-1) if self.reads_age else frames
 
     def combine(self, mlp_latent: th.Tensor, hidden: th.Tensor | None) -> EncoderOutput:
         """
@@ -111,7 +122,8 @@ class HistoryNetwork(nn.Module):
         :param hidden: Another network's hidden states of these, [N, n_queries, hidden_dim], for one without an encoder
         :return: What is made of the last steps, [N, n_queries, ...]
         """
-        mlp_latent = self.mlp_latent(mlp, features, windows.episode_ids, windows.n_landmarks)
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.detach_mlp):
+            mlp_latent = mlp(self.mlp_input(features, windows.episode_ids, windows.ages, windows.n_landmarks))
         if self.encoder is not None:
             tokens = self.encoder.embed(mlp_latent, events)
             hidden = self.encoder(tokens, windows.episode_ids, n_queries, noise_ids=windows.noise_ids)

@@ -133,7 +133,10 @@ class IncrementalEncoder:
             return
         episode_ids = (self._slots[:n] >= cache.start[rows].unsqueeze(1)).long()  # [M, n]; no older episode is read
         episode_ids[:, :n_landmarks] = th.where(cache.landmark_ages[rows] >= 0, 1, -1)
-        mlp_latent = self.network.mlp_latent(self.mlp, cache.features[rows, :n], episode_ids, n_landmarks)
+        ages = cache.age[rows].unsqueeze(1) - (n - self._slots[:n])  # [M, n]; of context, those of landmarks are kept
+        ages[:, :n_landmarks] = cache.landmark_ages[rows]
+        frames = self.network.mlp_input(cache.features[rows, :n], episode_ids, ages.clamp(min=0), n_landmarks)
+        mlp_latent = self.mlp(frames)
         tokens = self.encoder.embed(mlp_latent, cache.events[rows, :n])
         layers = [_Prefill(cache, layer, rows, n) for layer in range(len(self.encoder.blocks))]
         self.encoder.step(tokens, self._rotary[:n], attention_mask(episode_ids, n), layers)
@@ -208,7 +211,7 @@ class IncrementalEncoder:
             cache.landmark_ages.masked_fill_(episode_start.unsqueeze(1), -1.0)
         cache.features[rows, slot] = features
         cache.events[rows, slot] = events
-        mlp_latent = self.mlp(self._stacked_frames(cache, features, slot))
+        mlp_latent = self.mlp(self.network.with_age(self._stacked_frames(cache, features, slot), cache.age))
         tokens = self.encoder.embed(mlp_latent, events).unsqueeze(1)  # [N, 1, d_model]
         rotary = self._rotary[slot].unsqueeze(-4)  # [1, 3, n_heads, head_dim // 2], or [N, 1, 3, n_heads, head_dim // 2]
         used = slot + 1 if isinstance(slot, int) else self.n_slots

@@ -213,12 +213,11 @@ class TrajectoryEncoder(nn.Module):
         """
         :param latent: [N, T, latent_dim]
         :param events: [N, T, event_dim]
-        :return: Tokens, [N, T, d_model]. Finite: a masked step has a weight of zero, and zero times NaN is NaN. Where a step
-            is not finite itself, its own MLP says so
+        :return: Tokens, [N, T, d_model]. Finite, and so are the gradients of the projections: a masked step has a weight of
+            zero, and zero times NaN is NaN. Where a step is not finite itself, its own MLP says so
         """
-        tokens: th.Tensor = self.input_proj(latent)
-        tokens = tokens if self.event_proj is None else tokens + self.event_proj(events)
-        return tokens.nan_to_num(0.0, 0.0, 0.0)
+        tokens: th.Tensor = self.input_proj(latent.nan_to_num(0.0, 0.0, 0.0))
+        return tokens if self.event_proj is None else tokens + self.event_proj(events.nan_to_num(0.0, 0.0, 0.0))
 
     def forward(
         self,

@@ -1,0 +1,101 @@
+"""
+Tables and pictures for the docs, made of the results of the suites (``benchmarks/<suite>/results.csv``).
+
+    python benchmarks/tables.py docs/results
+
+writes ``<suite>.md`` and ``<suite>.png`` for each suite into that folder.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from sb3_attention_ac.compare.figures import task_intervals
+from sb3_attention_ac.compare.statistics import per_task
+from sb3_attention_ac.compare.suites import read_results
+from sb3_attention_ac.compare.texts import BOLD, Table, task_table
+
+SUITES = Path(__file__).parent
+MEAN = f"Mean over seeds; in brackets its 95 % bootstrap interval. {BOLD}"
+SCORES = {
+    "final": ("Last return", f"Mean return of the evaluation at the end of training. {MEAN}"),
+    "best_training": (
+        "Best of training",
+        f"Highest mean return of the training episodes between two evaluations, as POPGym's MMER. {MEAN}",
+    ),
+}
+
+
+def main() -> None:
+    """Write all pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of the pages")
+    parser.add_argument("--suites", type=Path, default=SUITES, help="folder of the suites (default: %(default)s)")
+    given = parser.parse_args()
+    files = sorted(given.suites.glob("*/results.csv"))
+    if not files:
+        parser.error(f"{given.suites} has no suite with a results.csv")
+    for file in files:
+        print(write_page(file, given.folder))
+
+
+def write_page(file: Path, folder: Path) -> Path:
+    """
+    :param file: Results of a suite
+    :param folder: Folder for page and picture, made if it is missing
+    :return: The page
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    runs, suite = read_results(file), file.parent.name
+    picture = folder / f"{suite}.png"
+    figure = task_intervals(per_task(runs, "final"))
+    figure.savefig(picture, dpi=110, metadata={"Software": None})  # the same picture, whatever Matplotlib's version
+    lines = [
+        f"<!-- Made by benchmarks/tables.py of benchmarks/{suite}/results.csv. Do not edit. -->",
+        f"![Last return of each algorithm on each task: mean over seeds and 95 % bootstrap interval]({picture.name})",
+        *(table.markdown() for table in suite_tables(runs)),
+    ]
+    page = folder / f"{suite}.md"
+    page.write_text("\n\n".join(lines), encoding="utf-8")
+    return page
+
+
+def suite_tables(runs: pd.DataFrame) -> list[Table]:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.suites.result_rows`
+    :return: A table for each score that was recorded, and one for the seconds of training
+    """
+    tables = [
+        task_table(runs.dropna(subset=column) if column != "final" else runs, column, *texts)
+        for column, texts in SCORES.items()
+        if runs[column].notna().any()
+    ]
+    if runs["train_seconds"].notna().any():
+        where = ", ".join(sorted(runs["processor"].dropna().unique()))
+        note = f"Seconds of training, evaluations excluded ({where}); mean over seeds and 95 % bootstrap interval."
+        tables.append(replace(task_table(runs, "train_seconds", "Time", note), best=frozenset()))
+    return [_with_extent(table, runs) for table in tables]
+
+
+def _with_extent(table: Table, runs: pd.DataFrame) -> Table:
+    """
+    :param table: One row per environment
+    :param runs: What it was made of
+    :return: The table with columns for steps and seeds: one number, or the lowest and highest of all algorithms
+    """
+    groups = dict(iter(runs.groupby("environment", sort=False)))
+    rows = [[*row, _range(groups[row[0]]["steps"]), _range(groups[row[0]].groupby("algorithm").size())] for row in table.rows]
+    return replace(table, header=[*table.header, "steps", "seeds"], rows=rows)
+
+
+def _range(numbers: pd.Series) -> str:
+    low, high = numbers.min(), numbers.max()
+    if pd.isna(low):
+        return "-"
+    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+
+
+if __name__ == "__main__":
+    main()

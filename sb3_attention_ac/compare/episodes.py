@@ -1,0 +1,64 @@
+"""What the environment itself lived through, whatever the wrappers around it make of it."""
+
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+
+
+@dataclass
+class Episode:
+    """
+    :param total: Sum of the rewards so far
+    :param length: Number of steps so far
+    """
+
+    total: float = 0.0
+    length: int = 0
+
+
+class EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Records raw episodes. It belongs inside the wrappers of the user, like ``Monitor``, but sees where they cut an episode off
+    (``TimeLimit``): by the reset that follows. A lost life, which ends an episode for the agent alone, resets nothing, and so
+    ends nothing here.
+
+    :param env: The environment, without the wrappers of the user
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.episodes: list[Episode] = []  # the last one is under way
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """
+        Begin the next episode.
+
+        :param kwargs: For the environment
+        :return: Its first observation, and what it says beside it
+        """
+        self.episodes.append(Episode())
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        :param action: For the environment
+        :return: What it returns
+        """
+        step = self.env.step(action)
+        if not self.episodes:  # a wrapper has its own way to begin
+            self.episodes.append(Episode())
+        episode = self.episodes[-1]
+        episode.total += float(step[1])
+        episode.length += 1
+        return step
+
+
+def take_finished(episodes: list[Episode]) -> list[Episode]:
+    """
+    :param episodes: Those of an :class:`EpisodeRecorder`; what has ended is taken out
+    :return: Those that have ended
+    """
+    finished = [episode for episode in episodes[:-1] if episode.length]
+    del episodes[:-1]
+    return finished

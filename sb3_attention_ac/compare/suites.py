@@ -1,0 +1,217 @@
+"""Suites: a folder that says what to run, and keeps one row per run that has been made."""
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from sb3_attention_ac.compare.errors import CompareError, unknown_name
+from sb3_attention_ac.compare.settings import Job
+from sb3_attention_ac.compare.storage import Result, write_atomically
+from sb3_attention_ac.compare.yaml_files import read_mapping
+
+SUITE_FILE = "suite.yml"
+RESULTS_FILE = "results.csv"
+KEY = ["environment", "algorithm", "seed"]
+COLUMNS = [*KEY, "steps", "final", "best_evaluation", "best_training", "diverged", "evaluations", "episodes"]
+COLUMNS += ["train_seconds", "processor", "settings", "versions"]
+# Arguments of the command that a suite may set, and what they are
+ARGUMENTS: dict[str, type] = {
+    "algos": list,
+    "variants": list,
+    "envs": list,
+    "seeds": int,
+    "first_seed": int,
+    "hyperparams": str,
+    "gym_packages": list,
+    "steps": int,
+    "evaluations": int,
+    "episodes": int,
+    "stochastic": bool,
+}
+CHOICES = ("algos", "variants", "envs", "seeds", "first_seed")
+
+
+def read_suite(folder: Path) -> dict[str, Any]:
+    """
+    :param folder: Folder with a file ``suite.yml``: arguments of the command line, with underscores; ``envs`` may map
+        environments to steps. Files are looked for in the folder first; its files ``<algo>.yml`` are the hyperparameters
+        unless it says otherwise
+    :return: The arguments
+    :raises CompareError: If the folder has no such file, or an entry of it is wrong
+    """
+    path = folder / SUITE_FILE
+    given = read_mapping(path, "arguments of the comparison to their values, see the documentation of --suite")
+    if isinstance(given.get("envs"), dict):
+        given["envs"] = [f"{env}={steps}" if steps else env for env, steps in given["envs"].items()]
+    for name, value in given.items():
+        if name not in ARGUMENTS:
+            raise unknown_name(f"argument in {path}", name, ARGUMENTS)
+        wanted = ARGUMENTS[name]
+        texts = value if wanted is list else []
+        if type(value) is not wanted or not all(isinstance(text, str) for text in texts):
+            kind = "a list of texts" if wanted is list else wanted.__name__
+            raise CompareError(f"{path}: {name} must be {kind}, not {value!r}.")
+
+    def in_folder(name: str) -> str:
+        return str(folder / name) if (folder / name).exists() else name
+
+    given["variants"] = [in_folder(name) for name in given.get("variants", [])]
+    given["hyperparams"] = in_folder(given.get("hyperparams", "."))
+    return given
+
+
+def choose(suite: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param suite: See :func:`read_suite`
+    :param chosen: Arguments given beside it, which choose a part: ``envs``, ``algos`` or ``variants`` of the suite, or seeds
+    :return: The arguments of that part
+    :raises CompareError: If something else is given, or what is not in the suite
+    """
+    if fixed := sorted(chosen.keys() & (ARGUMENTS.keys() - set(CHOICES))):
+        raise CompareError(f"{_flags(fixed)} belongs into suite.yml; beside --suite, {_flags(CHOICES)} choose a part of it.")
+    part = {**suite, **chosen}
+    if "algos" in chosen or "variants" in chosen:
+        part |= {name: chosen.get(name, []) for name in ("algos", "variants")}
+    for name in {"algos", "variants", "envs"} & chosen.keys():
+        known = {_name(entry): entry for entry in suite.get(name, [])}
+        if unknown := [entry for entry in chosen[name] if _name(entry) not in known]:
+            raise unknown_name(f"value of --{name} in the suite", unknown[0], known)
+        part[name] = [known[_name(entry)] for entry in chosen[name]]
+    return part
+
+
+def _name(entry: str) -> str:
+    """
+    :param entry: Environment, perhaps with steps, path of a file of variants, or name of an algorithm
+    :return: How it is called on the command line: without steps, or without folders
+    """
+    return Path(entry).name if entry.endswith((".yml", ".yaml")) else entry.partition("=")[0]
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def result_rows(results: Sequence[Result]) -> pd.DataFrame:
+    """
+    :param results: Finished runs
+    :return: One row per run: environment, algorithm, seed, steps; final (mean return of the last evaluation), best_evaluation
+        and best_training (highest mean return of an evaluation, and of the training episodes between two of them), diverged,
+        evaluations (those after training has begun), episodes (of each); train_seconds and the processor it took them on;
+        settings (equal for equal hyperparameters and protocol) and versions
+    """
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        scores = pd.Series([evaluation.score for evaluation in result.evaluations])
+        training = pd.Series([evaluation.training for evaluation in result.evaluations], dtype=float)
+        rows.append(
+            {
+                "environment": result.job.env,
+                "algorithm": result.job.variant,
+                "seed": result.job.seed,
+                "steps": result.steps,
+                "final": scores.iloc[-1],
+                "best_evaluation": scores.max(),
+                "best_training": training.max(),
+                "diverged": result.diverged,
+                "evaluations": result.job.protocol.evaluations,
+                "episodes": result.job.protocol.episodes,
+                "train_seconds": result.train_seconds,
+                "processor": result.provenance.get("hardware", {}).get("processor", ""),
+                "settings": fingerprint(result.job),
+                "versions": _versions(result),
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """
+    :param path: File with results
+    :return: Its rows, see :func:`result_rows`, and other columns it has; what it does not say is NaN
+    :raises CompareError: If it cannot be read, or does not say which run ended how
+    """
+    try:
+        there = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise CompareError(f"{path} cannot be read as CSV ({error}); mend it, or move it away.") from error
+    if missing := {*KEY, "final"} - set(there.columns):
+        raise CompareError(f"{path} has no column {', '.join(sorted(missing))}; mend it, or move it away.")
+    if there.duplicated(KEY).any():
+        raise CompareError(f"{path} has two rows of one environment, algorithm and seed; mend it, or move it away.")
+    return there.reindex(columns=[*COLUMNS, *there.columns.difference(COLUMNS, sort=False)])
+
+
+def fingerprint(job: Job) -> str:
+    """
+    :param job: A run
+    :return: Equal for runs that differ in nothing but name, environment, seed and device
+    """
+    identity = job.identity()
+    protocol = {name: value for name, value in identity["protocol"].items() if name != "device"}
+    text = json.dumps([identity["algo"], identity["hyperparams"], protocol], sort_keys=True)
+    return "s" + hashlib.sha256(text.encode()).hexdigest()[:11]  # never mistaken for a number
+
+
+def _versions(result: Result) -> str:
+    versions = " ".join(f"{name}={version}" for name, version in result.provenance.get("versions", {}).items())
+    revision = result.provenance.get("git_revision")
+    return f"{versions} git={revision}" if revision else versions
+
+
+def update_results(path: Path, results: Sequence[Result]) -> None:
+    """
+    Write the rows of runs into a CSV file. Those of other runs stay, unless an algorithm got them on the same environment with
+    other settings: no table shows a mixture.
+
+    :param path: File to make or to bring up to date
+    :param results: Finished runs
+    :raises CompareError: If there is a file that is none of results
+    """
+    if not results:
+        if path.is_file():
+            read_results(path)
+        return
+    rows = result_rows(results)
+    with _lock(path):  # two commands may do parts of one suite
+        if path.is_file():
+            rows = pd.DataFrame(_others(path, rows) + rows.to_dict("records"))
+        rows = rows.convert_dtypes().sort_values(KEY, kind="stable")
+        text = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, text)
+
+
+def _lock(path: Path) -> FileLock:
+    user = getattr(os, "getuid", int)()  # nobody can open the locks of others
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"sb3_attention_ac-{user}-{name}.lock")
+
+
+def _others(path: Path, rows: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """
+    :param path: File with rows of earlier calls
+    :param rows: New rows
+    :return: Those of the file that stay beside them
+    """
+    there = read_results(path)
+    new = rows.set_index(KEY).index
+    settings = {(row["environment"], row["algorithm"]): row["settings"] for row in rows.to_dict("records")}
+    stay, others = [], set()
+    for row in there.to_dict("records"):
+        key = row["environment"], row["algorithm"]
+        if key in settings and settings[key] != row["settings"]:
+            others.add(f"{key[1]} on {key[0]}")
+        elif (*key, row["seed"]) not in new:
+            stay.append(row)
+    if others:
+        warnings.warn(f"{path}: rows of other settings are replaced, of {', '.join(sorted(others))}.", stacklevel=2)
+    return stay

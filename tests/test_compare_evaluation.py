@@ -1,0 +1,260 @@
+"""Comparison: evaluations see the episodes of the environment, whatever wrappers make of them, and runs that diverge."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from test_compare import REFERENCES, few_repetitions, make_result, make_results
+from test_compare_settings import one_job
+
+from sb3_attention_ac.compare import evaluate
+from sb3_attention_ac.compare.errors import CompareError
+from sb3_attention_ac.compare.jobs import read_finished
+from sb3_attention_ac.compare.report import write_report
+from sb3_attention_ac.compare.run import run
+from sb3_attention_ac.compare.settings import Protocol
+from sb3_attention_ac.compare.storage import Evaluation, Result, read_result
+from sb3_attention_ac.compare.tables import tables
+
+__all__ = ["few_repetitions"]  # for every test here too
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:pygame"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:popgym"),
+]
+
+PROTOCOL = Protocol(steps=64, evaluations=2, episodes=3)
+
+
+class Clock(gym.Env[Any, Any]):
+    """
+    Ticks; a tick is worth 1, and a hundredth more for each seed above 10,000 that it was started from.
+
+    :param length: Ticks of an episode
+    :param worth: Of a tick
+    """
+
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space: gym.Space[Any] = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, length: float = 10, worth: float | str = 1.0) -> None:
+        self.length, self.worth, self.ticks, self.extra = length, float(worth), 0, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.ticks, self.extra = 0, 0.0 if seed is None else (seed % 10_000) / 100
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.ticks += 1
+        return np.zeros(1, np.float32), self.worth + self.extra, self.ticks >= self.length, False, {}
+
+
+class Quitter(gym.Wrapper[Any, Any, Any, Any]):
+    """Terminates an episode after three steps, no time limit."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.done_steps = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.done_steps += 1
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or self.done_steps == 3, truncated, info
+
+
+class Lives(gym.Wrapper[Any, Any, Any, Any]):
+    """Every fourth tick costs a life, which ends the episode for the agent; the game goes on, as with ``EpisodicLifeEnv``."""
+
+    over = True
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        if self.over:
+            self.over = False
+            return super().reset(**kwargs)
+        return super().step(self.action_space.sample())[0], {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.over = terminated or truncated
+        return observation, reward, terminated or self.unwrapped.ticks % 4 == 0, truncated, info  # type: ignore[attr-defined]
+
+
+class Trials(gym.Wrapper[Any, Any, Any, Any]):
+    """Two episodes in one."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.trial = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if terminated and self.trial == 0:
+            self.trial, terminated = 1, False
+            observation, _ = super().reset()
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.fixture
+def clock() -> Iterator[str]:
+    gym.register("Clock-v0", Clock)
+    yield "Clock-v0"
+    del gym.registry["Clock-v0"]
+
+
+def evaluated(out: Path, env: str, **changes: Any) -> Result:
+    return run(one_job("ppo", env, PROTOCOL, "sb3", n_steps=32, batch_size=32, **changes), out, "test")
+
+
+def short(name: str, **arguments: Any) -> list[Any]:
+    return [{f"gymnasium.wrappers.{name}": arguments}]
+
+
+# ---- whatever ends episodes
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "length"),
+    [
+        (None, 10),
+        (short("TimeLimit", max_episode_steps=4), 4),
+        (["test_compare_evaluation.Quitter"], 3),
+        (["test_compare_evaluation.Lives"], 10),
+        (["test_compare_evaluation.Trials"], 20),
+        ([*short("TimeLimit", max_episode_steps=6), "test_compare_evaluation.Trials"], 6),
+        (["test_compare_evaluation.Trials", *short("TimeLimit", max_episode_steps=15)], 15),
+    ],
+    ids=["none", "time limit", "termination", "lives", "trials", "trials of a limit", "limit of trials"],
+)
+def test_evaluations_end_with_the_episodes_the_agent_sees(
+    tmp_path: Path, clock: str, wrapper: list[Any] | None, length: int
+) -> None:
+    result = evaluated(tmp_path, clock, env_wrapper=wrapper)
+    for evaluation in result.evaluations:
+        assert evaluation.lengths == (length,) * 3
+        # Each starts from its own seed, in every evaluation
+        seeded = min(length, 10)
+        assert evaluation.returns == pytest.approx([length + seeded * extra for extra in (0.0, 0.01, 0.02)])
+
+
+def test_rewards_are_raw(tmp_path: Path, clock: str) -> None:
+    wrapper = [*short("TimeLimit", max_episode_steps=5), *short("ClipReward", max_reward=0.1)]
+    for result in (
+        evaluated(tmp_path, clock, env_wrapper=wrapper),
+        evaluated(tmp_path, clock, env_wrapper=None, normalize=True),
+    ):
+        assert result.evaluations[-1].returns[0] == result.evaluations[-1].lengths[0]
+
+
+def test_training_returns_are_kept(tmp_path: Path, clock: str) -> None:
+    result = evaluated(tmp_path, clock, env_wrapper=short("TimeLimit", max_episode_steps=4))
+    assert result.evaluations[0].training is None
+    # 32 steps are eight episodes of four ticks; the very first starts from seed 0, as the others do without one
+    assert [evaluation.training for evaluation in result.evaluations[1:]] == [4.0, 4.0]
+
+
+def test_an_episode_without_an_end_is_an_error(tmp_path: Path, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "LONGEST_EPISODE", 50)
+    with pytest.raises(CompareError, match=r"has not ended after 50 steps\. Give the environment a time limit"):
+        evaluated(tmp_path, clock, env_kwargs={"length": math.inf})
+
+
+# ---- runs that diverge
+
+
+@pytest.mark.filterwarnings("ignore:.*The reward is an? (NaN|inf) value", "ignore::RuntimeWarning")
+def test_returns_that_are_not_finite_are_a_result(tmp_path: Path, clock: str) -> None:
+    for worth in ("nan", "inf"):
+        result = evaluated(tmp_path / worth, clock, env_kwargs={"worth": worth})
+        assert result.diverged
+        (path,) = (tmp_path / worth).glob("runs/*/*/*/result.json")
+        assert read_result(path).diverged
+        assert list(read_finished([result.job], tmp_path / worth)) == [result.job.folder]  # it is not run again
+
+
+def test_a_run_whose_network_diverges_is_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = one_job("ppo", "Pendulum-v1", PROTOCOL, "sb3", n_steps=16, batch_size=16, learning_rate=1e30)
+    result = run(job, tmp_path, "test")
+    assert [evaluation.point for evaluation in result.evaluations] == [0, 1, 2]
+    assert math.isfinite(result.evaluations[0].score) and result.diverged
+    assert 0 < result.steps < 64
+    assert "recorded as a run that diverged" in capsys.readouterr().out
+
+
+def test_a_crash_with_a_finite_network_stays_a_crash(tmp_path: Path, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Clock.step
+
+    def breaks(self: Clock, action: Any) -> Any:
+        if self.extra == 0 and self.ticks == 7:
+            raise OSError("the spring broke")
+        return steps(self, action)
+
+    evaluations: list[int] = []
+    play = evaluate.EvaluationCallback._record
+    monkeypatch.setattr(
+        evaluate.EvaluationCallback, "_record", lambda self, point: (evaluations.append(point), play(self, point))
+    )
+    monkeypatch.setattr(Clock, "step", breaks)
+    with pytest.raises(OSError, match="the spring broke"):
+        run(
+            one_job("ppo", clock, replace(PROTOCOL, evaluation_seed=10_001), "sb3", n_steps=32, batch_size=32),
+            tmp_path,
+            "test",
+        )
+    assert evaluations == [0]  # what crashed is not evaluated
+    assert not list(tmp_path.glob("runs/*/*/*/result.json"))
+
+
+def diverging(result: Result, value: float = math.nan, points: int = 1) -> Result:
+    def bad(evaluation: Evaluation) -> Evaluation:
+        return replace(evaluation, returns=(value, 1.0))
+
+    return replace(result, evaluations=(*result.evaluations[:-points], *map(bad, result.evaluations[-points:])))
+
+
+def test_diverged_runs_stay_in_the_report_in_words(tmp_path: Path) -> None:
+    results = [
+        diverging(r, -math.inf) if (r.job.variant, r.job.env) == ("good", "A") and r.job.seed in (1, 4) else r
+        for r in make_results()
+    ]
+    page = write_report(results, (), REFERENCES, tmp_path, 0.0).report.read_text()
+    assert "Diverged: 2 of 6 runs of good on A (seeds 1, 4) ended in returns that are not finite." in page
+    text = (tmp_path / "table.md").read_text()
+    assert "(2 of 6 diverged)" in text
+    assert "good: 6" not in text and "Incomplete" not in text
+    final = text.split("### Final score")[1].split("###")[0]
+    (row,) = [line for line in final.splitlines() if line.startswith("| A ")]
+    assert "**" not in row.split("|")[2]  # the mean of what is left is not the best
+
+
+def test_an_environment_on_which_everything_diverges_stays_in_the_report(tmp_path: Path) -> None:
+    results = [diverging(r, points=2) if r.job.env == "B" else r for r in make_results()]
+    for known in (REFERENCES, {}):
+        comparison = write_report(results, (), known, tmp_path, 0.0)
+        text = (tmp_path / "table.md").read_text()
+        assert "| B | diverged | diverged |" in text
+        assert "6 of 6 runs of good on B" in text and "6 of 6 runs of poor on B" in text
+        assert set(comparison.summaries["seeds"]) == {6}
+        assert comparison.runs.loc[comparison.runs["environment"] == "B", "final"].isna().all()
+
+
+def test_a_diverged_run_counts_as_the_lowest() -> None:
+    """Left out, it would leave its algorithm with the runs that went well."""
+    lasts = {"one": (90.0, math.nan), "two": (-20.0, 50.0)}
+    results = [
+        make_result(name, "A", seed, (0.0, 1.0, last)) for name, both in lasts.items() for seed, last in enumerate(both)
+    ]
+    _, runs, _ = tables(results, REFERENCES)
+    assert runs["final_normalised"].tolist() == [0.9, -0.2, -0.2, 0.5]
+    assert runs["diverged"].tolist() == [False, True, False, False]
+    _, runs, _ = tables([*results[:2], results[3]], REFERENCES)
+    assert runs["final_normalised"].tolist() == [0.9, 0.0, 0.5]  # no lower than a random policy
+
+
+def test_an_environment_without_a_finished_run_is_named(tmp_path: Path) -> None:
+    report = write_report(make_results(), ("good on C, seed 0: broke",), REFERENCES, tmp_path, None, ["C", "D"]).report
+    assert "Missing: no run has finished on C, D. No number here is about it." in report.read_text()
