@@ -331,6 +331,23 @@ def test_attentions_minibatches_are_twice_as_large_and_go_through_the_rollout():
         assert th.equal(th.cat(half).sort().values, returns)
 
 
+def test_the_mlps_are_shuffled_as_without_attention():
+    """Attention takes nothing from the random stream, and has an order of its own in each update."""
+    orders = []
+    for n_layers in (0, 1):
+        update = make({"n_layers": n_layers})
+        np.random.seed(5)
+        batches = [batch for epoch in range(2) for batch in update.minibatches(epoch)]
+        orders.append([batch.observations for batch in batches if isinstance(batch, TransitionSamples)])
+    assert len(orders[0]) == 16 and all(map(th.equal, *orders))
+    firsts = set()
+    for seed in range(3):
+        np.random.seed(seed)
+        update = make_update(update.policy, update.buffer, update.recent, update.coefficients, update.log)
+        firsts.add(tuple(next(update.minibatches(0)).returns.flatten().tolist()))
+    assert len(firsts) > 1
+
+
 # --- minibatches of a memory actor ---
 
 
