@@ -222,7 +222,7 @@ def test_nothing_can_be_read_too_early():
     buffer.reset()
     add_step(buffer, 0, np.ones(2))
     for generator in (buffer.get(2), buffer.get_transitions(2), buffer.get_windows(2)):
-        with pytest.raises(AssertionError, match="^The rollout is not complete yet"):
+        with pytest.raises(AssertionError, match=r"^The rollout is not complete yet"):
             next(generator)
     assert (buffer.pos, buffer.full) == (1, False)
     add_step(buffer, 1, np.zeros(2))
