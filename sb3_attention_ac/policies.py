@@ -528,14 +528,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             )
         obs, vectorized_env = self.obs_to_tensor(observation)
         if self.remembers:
-            self.state_use.note(state, episode_start)
+            state = self.state_use.resolve(state, episode_start)
             stepped, n = self._stepped(), len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
             cache = stepped.from_state(state, n)
             output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
             given, _ = self._decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
             actions, _ = self._sample(given, deterministic)
             cache.previous_action.copy_(actions)
-            state = cache.to_numpy()
+            state = self.state_use.last = cache.to_numpy()
         else:
             actions = self._predict(obs, deterministic, action_masks)
         env_actions = self.actions_for_env(actions.cpu().numpy().reshape((-1, *(self.action_space.shape or ()))))
