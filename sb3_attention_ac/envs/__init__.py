@@ -13,8 +13,8 @@ The sizes of published tables have names of their own, so that a configuration f
 - ``EndlessTMaze<n>-v0`` and ``EndlessTMazeUniform<n>-v0``: n = 1, 3, 5 or 10 corridors of length 10, or of 1 to 10
 - ``GridTMaze<L>-v0``: corridor of L = 8, 16, 32, 64 or 128 cells
 
-Each environment names the source of its definition and reports ``info["is_success"]`` at the end of an episode, which SB3 logs as
-``rollout/success_rate``.
+Each environment names the source of its definition and reports ``info["is_success"]`` at the end of an episode, which SB3
+logs as ``rollout/success_rate``.
 """
 
 from typing import Any
