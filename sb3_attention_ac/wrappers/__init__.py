@@ -1,0 +1,29 @@
+"""
+Wrappers for any Gymnasium environment: what the agent did last, hidden constants, sensors that fail, shots already fired.
+
+- :class:`PreviousActionReward`, :class:`VecPreviousActionReward`: the last action and reward as part of the observation
+- :class:`HiddenConstants`: gravity, masses, friction and so on, drawn anew in each episode, for the critic alone
+- :class:`FailingSensors`, :class:`PositionOnly`, :class:`VelocityOnly`: sensors that fail now and then, or are not there
+"""
+
+from sb3_attention_ac.wrappers.hidden_constants import HiddenConstants
+from sb3_attention_ac.wrappers.previous_step import (
+    OBSERVATION,
+    PREVIOUS_ACTION,
+    PREVIOUS_REWARD,
+    PreviousActionReward,
+    VecPreviousActionReward,
+)
+from sb3_attention_ac.wrappers.sensors import FailingSensors, PositionOnly, VelocityOnly
+
+__all__ = [
+    "OBSERVATION",
+    "PREVIOUS_ACTION",
+    "PREVIOUS_REWARD",
+    "FailingSensors",
+    "HiddenConstants",
+    "PositionOnly",
+    "PreviousActionReward",
+    "VecPreviousActionReward",
+    "VelocityOnly",
+]
