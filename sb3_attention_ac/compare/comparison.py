@@ -6,42 +6,20 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sb3_attention_ac.compare.backends import Backend, make_backend
 from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import execute, plan, read_finished
 from sb3_attention_ac.compare.launcher import Outcome, check_worker
+from sb3_attention_ac.compare.outcome import Comparison
 from sb3_attention_ac.compare.provenance import provenance
 from sb3_attention_ac.compare.scores import Reference, load_references
 from sb3_attention_ac.compare.settings import Job, Protocol
 from sb3_attention_ac.compare.storage import Result, write_atomically
 from sb3_attention_ac.compare.variants import collect_variants
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """
-    :param runs: One row per finished run, see :func:`~sb3_attention_ac.compare.tables.run_table`
-    :param evaluations: One row per evaluation, see :func:`~sb3_attention_ac.compare.tables.evaluation_table`
-    :param summaries: Summaries over environments, see :func:`~sb3_attention_ac.compare.statistics.summaries`
-    :param improvements: Pairs of algorithms, see :func:`~sb3_attention_ac.compare.statistics.improvements`
-    :param failures: Runs that failed and why
-    :param report: Path of the HTML report
-    """
-
-    runs: "pd.DataFrame"
-    evaluations: "pd.DataFrame"
-    summaries: "pd.DataFrame"
-    improvements: "pd.DataFrame"
-    failures: tuple[str, ...]
-    report: Path
 
 
 def compare(
