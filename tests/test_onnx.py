@@ -159,7 +159,7 @@ def memory(tmp_path_factory):
 
 def test_a_memory_actor_over_several_chunks(memory):
     """The check is in the fixture"""
-    model, exported = memory
+    _model, exported = memory
     assert len(exported.state_names) == len(KVCache._fields)
     assert exported.inputs["state_position"].shape == ["n_envs"]
 
@@ -230,7 +230,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
 
 
 def test_masks_of_a_box_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="action_masks=True is for Discrete.*are a Box"):
+    with pytest.raises(ValueError, match=r"action_masks=True is for Discrete.*are a Box"):
         export_onnx(make_model("Box"), tmp_path / "actor.onnx", action_masks=True)
 
 
