@@ -159,7 +159,7 @@ def memory(tmp_path_factory):
 
 def test_a_memory_actor_over_several_chunks(memory):
     """The check is in the fixture"""
-    model, exported = memory
+    _, exported = memory
     assert len(exported.state_names) == len(KVCache._fields)
     assert exported.inputs["state_position"].shape == ["n_envs"]
 
@@ -172,10 +172,9 @@ def test_environments_at_different_places_in_their_chunks(memory):
     states: list[Any] = [None]
     for step in range(12):
         states.append(model.predict(obs[step], states[-1], nobody, deterministic=True)[1])
-    state = tuple(
-        np.stack([part[age][env] for env, age in enumerate((3, 11, 5))])
-        for part in map(dict, map(enumerate, zip(*states[1:], strict=True)))
-    )
+    ages = (3, 11, 5)
+    parts = zip(*states[1:], strict=True)  # each field's arrays, one of each step
+    state = tuple(np.stack([part[age][env] for env, age in enumerate(ages)]) for part in parts)
     assert len(set(KVCache._make(state).position)) == N_ENVS
     own, everything = list(state), np.ones((N_ENVS, 5), dtype=bool)
     for step in range(12, 30):
@@ -230,7 +229,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
 
 
 def test_masks_of_a_box_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="action_masks=True is for Discrete.*are a Box"):
+    with pytest.raises(ValueError, match=r"action_masks=True is for Discrete.*are a Box"):
         export_onnx(make_model("Box"), tmp_path / "actor.onnx", action_masks=True)
 
 
