@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch as th
 from matplotlib.figure import Figure
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -56,6 +57,9 @@ def test_predictions_stop_where_the_episode_ends(monkeypatch, tmp_path):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     model = AAC("MlpPolicy", "CartPole-v1", n_steps=64, aux_loss="next_step", seed=0)
+    with th.no_grad():  # always to the right, so that the pole falls
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.copy_(th.tensor([0.0, 1.0]))
     model.save("model")
     drawn = {}
 
@@ -70,8 +74,7 @@ def test_predictions_stop_where_the_episode_ends(monkeypatch, tmp_path):
     length = 1 + int(trajectory.episode_starts[0, 1:].float().argmax())  # steps of the first episode
     assert 1 < length < 100
     assert drawn["real"].shape == drawn["expected"].shape == (length - 1, 5)
-    positions = drawn["real"][:, 1]
-    assert np.abs(np.diff(positions)).max() < 0.1 < np.abs(drawn["real"][-1, 3])  # falling, not upright again
+    assert np.all(np.diff(drawn["real"][:, 1]) >= 0)  # the cart never jumps back
 
 
 @pytest.mark.slow
