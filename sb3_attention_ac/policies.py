@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -207,8 +207,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """:return: Features extractor and MLP before the encoder that the critic reads, and the width of the MLP's output"""
         mlps = self.mlp_extractor
         if self.actor_network is not None and self.critic_network.encoder is None:
-            return self.pi_features_extractor, mlps.policy_net, mlps.latent_dim_pi
-        return self.vf_features_extractor, mlps.value_net, mlps.latent_dim_vf
+            return self.pi_features_extractor, _mlp(mlps, "policy_net", "forward_actor"), mlps.latent_dim_pi
+        return self.vf_features_extractor, _mlp(mlps, "value_net", "forward_critic"), mlps.latent_dim_vf
 
     def masked_encoder(self) -> HistoryEncoder:
         """:return: The encoder that the critic reads: what the masked prediction teaches"""
@@ -528,14 +528,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             )
         obs, vectorized_env = self.obs_to_tensor(observation)
         if self.remembers:
-            self.state_use.note(state, episode_start)
+            state = self.state_use.resolve(state, episode_start)
             stepped, n = self._stepped(), len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
             cache = stepped.from_state(state, n)
             output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
             given, _ = self._decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
             actions, _ = self._sample(given, deterministic)
             cache.previous_action.copy_(actions)
-            state = cache.to_numpy()
+            state = self.state_use.last = cache.to_numpy()
         else:
             actions = self._predict(obs, deterministic, action_masks)
         env_actions = self.actions_for_env(actions.cpu().numpy().reshape((-1, *(self.action_space.shape or ()))))
@@ -554,6 +554,31 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return self.unscale_action(actions)
         clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
         return clipped
+
+
+class _PartOfExtractor(nn.Module):
+    """
+    One of the MLPs of an MLP extractor of one's own, as a module.
+
+    :param mlp_extractor: The MLP extractor
+    :param method: Its method that is the MLP
+    """
+
+    def __init__(self, mlp_extractor: nn.Module, method: str):
+        super().__init__()
+        self.mlp_extractor, self.method = mlp_extractor, method
+
+    def forward(self, features: th.Tensor) -> th.Tensor:
+        latent: th.Tensor = getattr(self.mlp_extractor, self.method)(features)
+        return latent
+
+
+def _mlp(mlp_extractor: nn.Module, name: str, method: str) -> nn.Module:
+    """:return: An MLP as a module, also where it is a method of one's own"""
+    if getattr(type(mlp_extractor), method) is getattr(MlpExtractor, method):
+        mlp: nn.Module = getattr(mlp_extractor, name)
+        return mlp
+    return _PartOfExtractor(mlp_extractor, method)
 
 
 def _squeezed(output: EncoderOutput) -> EncoderOutput:

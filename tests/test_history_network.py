@@ -6,7 +6,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryEncoder, HistoryNetwork, frozen, widened
-from sb3_attention_ac.networks.preprocessing import EventEncoder, stack_frames
+from sb3_attention_ac.networks.preprocessing import EventEncoder, encode_ages, stack_frames
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import TrajectoryWindows
 
@@ -33,9 +33,11 @@ def encoder_of(latent_dim: int = 6, event_dim: int = 2) -> TrajectoryEncoder:
     return encoder
 
 
-def network_of(n_frames: int = 1, detach_mlp: bool = False, perturb: bool = True) -> tuple[HistoryNetwork, nn.Sequential]:
-    encoder = encoder_of()
-    network, mlp = HistoryNetwork(6, n_frames, encoder, 8, detach_mlp), nn.Sequential(nn.Linear(3 * n_frames, 6), nn.Tanh())
+def network_of(
+    n_frames: int = 1, detach_mlp: bool = False, perturb: bool = True, reads_age: bool = False
+) -> tuple[HistoryNetwork, nn.Sequential]:
+    network = HistoryNetwork(6, n_frames, encoder_of(), 8, detach_mlp, reads_age)
+    mlp = nn.Sequential(nn.Linear(3 * n_frames + 2 * reads_age, 6), nn.Tanh())
     if perturb:
         nn.init.normal_(network.output_proj.weight)
     return network, mlp
@@ -66,7 +68,7 @@ def test_frozen_ends_with_an_error():
 
 def test_a_widened_mlp_is_the_same_until_it_learns():
     mlp = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
-    wide = widened(mlp, 3, 3)
+    wide = widened(mlp, 3, 9)
     assert isinstance(wide, nn.Sequential) and wide[0].weight.shape == (5, 9)
     assert [type(layer) for layer in wide] == [nn.Linear, nn.Tanh, nn.Linear] and wide[2] is mlp[2]
     assert th.equal(wide[0].weight[:, :3], mlp[0].weight) and wide[0].weight[:, 3:].abs().max() == 0
@@ -80,7 +82,7 @@ def test_a_widened_mlp_is_the_same_until_it_learns():
 @pytest.mark.parametrize("layers", [[], [nn.Tanh()]])
 def test_an_mlp_without_a_first_layer_gets_one_that_changes_nothing(layers):
     mlp = nn.Sequential(*layers)
-    wide = widened(mlp, 3, 2)
+    wide = widened(mlp, 3, 6)
     assert wide[0].weight.tolist() == th.eye(3, 6).tolist() and wide[0].bias.tolist() == [0, 0, 0]
     features = th.randn(2, 5, 3)
     th.testing.assert_close(wide(stack_frames(features, IDS, 1)), mlp(features))
@@ -106,11 +108,13 @@ def test_it_starts_as_its_mlp(n_frames):
 
 @pytest.mark.parametrize("n_frames", [1, 3])
 @pytest.mark.parametrize("noise", [False, True])
-def test_what_attention_adds_by_hand(n_frames, noise):
-    network, mlp = network_of(n_frames)
+@pytest.mark.parametrize("reads_age", [False, True])
+def test_what_attention_adds_by_hand(n_frames, noise, reads_age):
+    network, mlp = network_of(n_frames, reads_age=reads_age)
     noise_ids = th.tensor([[3, 3, 3, 4, 4], [0, 0, 1, 1, 2]]) if noise else None
     features, events, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of(noise_ids=noise_ids)
-    mlp_latent = mlp(stack_frames(features, IDS, n_frames - 1))
+    frames = stack_frames(features, IDS, n_frames - 1)
+    mlp_latent = mlp(th.cat([frames, encode_ages(windows.ages)], -1) if reads_age else frames)
     hidden = network.encoder(network.encoder.embed(mlp_latent, events), IDS, 3, noise_ids=noise_ids)
     output = network(mlp, features, events, windows, 3)
     th.testing.assert_close(output.mlp_latent, mlp_latent[:, -3:])
@@ -149,7 +153,26 @@ def test_where_the_mlp_learns_elsewhere_it_gets_no_gradient(detach_mlp):
     assert (mlp[0].weight.grad is None) == detach_mlp and (features.grad is None) == detach_mlp
     assert network.encoder.input_proj.weight.grad.abs().sum() > 0
     with th.no_grad():
-        assert not network.mlp_latent(mlp, features, IDS).requires_grad
+        assert not network(mlp, features, th.randn(2, 5, 2), windows_of(), 3).latent.requires_grad
+
+
+def test_what_an_mlp_reads():
+    """Stacked frames, of landmarks without neighbours, and the age where it is asked for"""
+    network, features, ages = network_of(2, reads_age=True)[0], th.randn(2, 5, 3), windows_of().ages
+    assert network.reads_age and not network_of()[0].reads_age and not HistoryNetwork(6, 1, None, 8).reads_age
+    frames = stack_frames(features, IDS, 1, n_landmarks=2)
+    assert th.equal(network.mlp_input(features, IDS, ages, 2), th.cat([frames, encode_ages(ages)], -1))
+    assert not th.equal(network.mlp_input(features, IDS, ages), network.mlp_input(features, IDS, ages, 2))
+    network.reads_age = False
+    assert th.equal(network.mlp_input(features, IDS, ages, 2), frames)
+    assert network.with_age(frames, ages) is frames
+
+
+def test_landmarks_of_a_window_have_no_neighbours():
+    network, mlp = network_of(2)
+    features, events, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of(th.zeros_like(IDS))
+    output = network(mlp, features, events, windows._replace(n_landmarks=2), 5)
+    th.testing.assert_close(output.mlp_latent, mlp(stack_frames(features, windows.episode_ids, 1, 2)))
 
 
 # --- from raw steps to latents ---

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch as th
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryNetwork
@@ -16,12 +14,17 @@ F, E, H = 3, 2, 6  # widths of features, events and latents
 
 
 def incremental(
-    n_context: int, chunk_length: int, n_frames: int = 1, n_layers: int = 1, n_landmarks: int = 0
+    n_context: int,
+    chunk_length: int,
+    n_frames: int = 1,
+    n_layers: int = 1,
+    n_landmarks: int = 0,
+    reads_age: bool = False,
 ) -> IncrementalEncoder:
     th.manual_seed(0)
     encoder = TrajectoryEncoder(H, E, 8, n_layers, 2, 16, 0.0, 9.0)
-    network = HistoryNetwork(H, n_frames, encoder, 8)
-    mlp = nn.Sequential(nn.Linear(F * n_frames, H), nn.Tanh())
+    network = HistoryNetwork(H, n_frames, encoder, 8, reads_age=reads_age)
+    mlp = nn.Sequential(nn.Linear(F * n_frames + 2 * reads_age, H), nn.Tanh())
     with th.no_grad():
         for parameter in [*network.parameters(), *mlp.parameters()]:
             parameter.add_(0.5 * th.randn_like(parameter))
@@ -42,6 +45,11 @@ class Steps:
         self.starts = th.rand(n, length, generator=generator) < episode_end
         self.starts[:, 0] = True
         self.ids = self.starts.long().cumsum(1)
+
+    @property
+    def ages(self) -> th.Tensor:
+        step = th.arange(self.ids.shape[1]).expand_as(self.ids)
+        return (step - th.where(self.starts, step, 0).cummax(1).values).float()
 
     def rows(self, *which: int) -> "Steps":
         part = object.__new__(Steps)
@@ -81,7 +89,8 @@ def one_pass(inc: IncrementalEncoder, steps: Steps, first: int, length: int) -> 
 
     ids = window(steps.ids, -1)
     nothing = th.zeros(n, ids.shape[1])
-    windows = TrajectoryWindows(window(steps.features, 0.0), nothing, nothing, nothing > 0, ids, nothing, n_landmarks=k)
+    features, ages = window(steps.features, 0.0), window(steps.ages, 0.0)
+    windows = TrajectoryWindows(features, nothing, nothing, nothing > 0, ids, ages, n_landmarks=k)
     return inc.network(inc.mlp, windows.observations, window(steps.events, 0.0), windows, length)
 
 
@@ -89,8 +98,8 @@ def assert_same(ours: EncoderOutput, theirs: EncoderOutput) -> None:
     th.testing.assert_close(tuple(ours), tuple(theirs), rtol=1e-4, atol=1e-5)
 
 
-def check(n_context: int, chunk_length: int, n_frames: int, n_layers: int, n_landmarks: int, steps: Steps) -> None:
-    inc = incremental(n_context, chunk_length, n_frames, n_layers, n_landmarks)
+def check(inc: IncrementalEncoder, steps: Steps) -> None:
+    chunk_length = inc.n_slots - inc.n_before
     cache = empty(inc, len(steps.ids))
     length = steps.ids.shape[1]
     outputs = [step(inc, cache, steps, t) for t in range(length)]
@@ -102,23 +111,20 @@ def check(n_context: int, chunk_length: int, n_frames: int, n_layers: int, n_lan
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])
-@pytest.mark.parametrize("n_frames", [1, 2, 4])
+@pytest.mark.parametrize("n_frames", [1, 3])
 @pytest.mark.parametrize(("n_context", "chunk_length"), [(4, 4), (5, 2), (2, 5), (1, 1), (0, 3), (3, 20)])
-@pytest.mark.parametrize("n_landmarks", [0, 2])
-@pytest.mark.parametrize("episode_end", [0.0, 0.15])
+@pytest.mark.parametrize(("n_landmarks", "episode_end"), [(0, 0.15), (2, 0.1)])
 def test_stepping_equals_one_pass(n_context, chunk_length, n_frames, n_layers, n_landmarks, episode_end):
-    check(n_context, chunk_length, n_frames, n_layers, n_landmarks, Steps(3, 14, episode_end))
+    inc = incremental(n_context, chunk_length, n_frames, n_layers, n_landmarks, reads_age=n_landmarks > 0)
+    check(inc, Steps(3, 14, episode_end))
 
 
-WIDTHS = st.integers(0, 6), st.integers(1, 6), st.integers(1, 5)
-
-
-@settings(max_examples=25, deadline=None)
-@given(*WIDTHS, st.integers(0, 5), st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.integers(1, 16), st.integers(0, 99))
-def test_stepping_equals_one_pass_whatever_the_lengths(
-    n_context, chunk_length, n_frames, n_landmarks, episode_end, length, seed
-):
-    check(n_context, chunk_length, n_frames, 2, n_landmarks, Steps(2, length, episode_end, seed))
+@pytest.mark.parametrize("seed", range(25))
+def test_stepping_equals_one_pass_whatever_the_lengths(seed):
+    rng = np.random.default_rng(seed)
+    n_context, chunk_length, n_frames, n_landmarks = (int(rng.integers(low, 6)) for low in (0, 1, 1, 0))
+    inc = incremental(n_context, chunk_length, n_frames, 2, n_landmarks, reads_age=bool(rng.integers(2)))
+    check(inc, Steps(2, int(rng.integers(1, 17)), rng.choice([0.0, 0.1, 0.3, 1.0]), seed))
 
 
 def test_what_is_forgotten_is_forgotten():
@@ -148,13 +154,12 @@ def joined(*caches: KVCache) -> KVCache:
     return KVCache._make(th.cat(parts) for parts in zip(*caches, strict=True))
 
 
-@pytest.mark.parametrize("n_frames", [1, 2, 4])
+@pytest.mark.parametrize("n_frames", [1, 4])
 @pytest.mark.parametrize("n_layers", [1, 2])
-@pytest.mark.parametrize("n_landmarks", [0, 2])
-@pytest.mark.parametrize("episode_end", [0.0, 0.2])
+@pytest.mark.parametrize(("n_landmarks", "episode_end"), [(0, 0.0), (0, 0.2), (2, 0.1)])
 def test_rows_at_different_positions(n_frames, n_layers, n_landmarks, episode_end):
     """Environments that began at different times, as in states of ``predict`` put together"""
-    inc, steps = incremental(3, 4, n_frames, n_layers, n_landmarks), Steps(3, 20, episode_end)
+    inc, steps = incremental(3, 4, n_frames, n_layers, n_landmarks, n_landmarks > 0), Steps(3, 20, episode_end)
     ahead, alone, outputs = (0, 3, 5), [], []
     for row, n in enumerate(ahead):
         cache, own = empty(inc, 1), steps.rows(row)
@@ -230,17 +235,18 @@ def test_landmarks_are_the_first_steps_that_have_left_the_context():
 
 
 @pytest.mark.parametrize("n_frames", [1, 3])
-@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize(("n_layers", "reads_age"), [(1, False), (2, True)])
 @th.no_grad()
-def test_going_on_after_a_prefill(n_frames, n_layers):
+def test_going_on_after_a_prefill(n_frames, n_layers, reads_age):
     """Of rows with context steps of the current episode in all, some and no slots"""
-    inc, steps = incremental(4, 3, n_frames, n_layers), Steps(3, 7, 0.0)
+    inc, steps = incremental(4, 3, n_frames, n_layers, reads_age=reads_age), Steps(3, 7, 0.0)
     steps.starts[:, 1:] = False
     steps.starts[1, 2] = steps.starts[2, 4] = True
     steps.ids = steps.starts.long().cumsum(1)
     cache = empty(inc, 3)
     cache.features[:, :4], cache.events[:, :4] = steps.features[:, :4], steps.events[:, :4]
     cache.start.copy_(th.tensor([0, 2, 4]))
+    cache.age.copy_(th.tensor([4.0, 2.0, 0.0]))
     cache.position.fill_(6)
     inc.prefill(cache, slice(None))
     assert cache.position.tolist() == [4, 4, 4] and cache.start.tolist() == [0, 2, 4]

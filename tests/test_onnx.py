@@ -40,6 +40,7 @@ def make_model(actions: str = "Discrete", observations: str = "Box", use_sde: bo
     with th.no_grad():
         for parameter in model.policy.parameters():  # what starts at zero takes part
             parameter.add_(0.3 * th.randn_like(parameter))
+        model.policy.action_net.bias.zero_()
     return model
 
 
@@ -142,7 +143,8 @@ def test_images(memory_actor, tmp_path):
     assert exported.inputs["obs"].shape[1:] == [1, 36, 36] and exported.inputs["obs"].type == "tensor(uint8)"
     rng, state, own, actions = np.random.default_rng(0), None, exported.empty(), []
     for step in range(8):
-        obs, starts = rng.integers(0, 256, (N_ENVS, 1, 36, 36), dtype=np.uint8), np.full(N_ENVS, step == 0)
+        obs = (rng.integers(0, 256, (N_ENVS, 1, 36, 36)) * rng.random((N_ENVS, 1, 1, 1))).astype(np.uint8)
+        starts = np.full(N_ENVS, step == 0)
         expected, state = model.predict(obs, state, starts, deterministic=True)
         action, own = exported(obs, own, starts)
         assert_same(action, expected)
@@ -231,6 +233,14 @@ def test_the_model_is_left_as_it_was(tmp_path):
 def test_masks_of_a_box_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"action_masks=True is for Discrete.*are a Box"):
         export_onnx(make_model("Box"), tmp_path / "actor.onnx", action_masks=True)
+
+
+def test_attention_q_with_keys_of_its_own_is_refused(tmp_path):
+    model = make_model("Discrete", "Dict", attention_q=True, actor_keys=["vector"])
+    assert model.policy.attention_q is not None
+    model.policy.attention_q.evidence.fill_(3.0)
+    with pytest.raises(ValueError, match="cannot be exported: train with the same"):
+        export_onnx(model, tmp_path / "actor.onnx")
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):

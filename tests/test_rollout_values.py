@@ -47,7 +47,9 @@ def test_values_are_those_of_the_windows(network):
 @pytest.mark.parametrize("limit", [1, 13, 1024])
 def test_in_however_many_passes(monkeypatch, network, limit):
     _, _, _, whole = evaluated(network)
+    bootstrap, asked = rollout_values._bootstrap, []
     monkeypatch.setattr(rollout_values, "MAX_STEPS_PER_PASS", limit)
+    monkeypatch.setattr(rollout_values, "_bootstrap", lambda *args: asked.append(len(args[1].ages)) or bootstrap(*args))
     _, buffer, _, parts = evaluated(network)
     for ours, theirs in zip(parts[:3], whole[:3], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -58,6 +60,9 @@ def test_in_however_many_passes(monkeypatch, network, limit):
     sizes = [len(batch.returns) for batch, _ in rollout_values._passes(buffer)]
     per_pass = max(limit // width, 1)
     assert sizes == [per_pass] * (9 // per_pass) + [9 % per_pass] * (9 % per_pass > 0)
+    # One pass for the last observations, then those of time limits, whose windows have n_context + 1 steps
+    n, per_pass = len(parts.terminal.values), max(limit // (buffer.n_context + 1), 1)
+    assert asked == [3] + [per_pass] * (n // per_pass) + [n % per_pass] * (n % per_pass > 0)
 
 
 def test_windows_of_a_pass_fit_the_limit():

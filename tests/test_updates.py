@@ -58,12 +58,18 @@ def approx(value) -> Any:
 # --- losses of transitions ---
 
 
-@pytest.mark.parametrize(
-    "coefficients",
-    [{}, {"clip_range": 0.01}, {"normalize_advantage": False}, {"ent_coef": 0.0}, {"vf_coef": 2.0}, {"clip_range_vf": 0.1}],
-    ids=str,
-)
-@pytest.mark.parametrize(("name", "masked"), [("Discrete", False), ("MultiDiscrete", True), ("Box", False)])
+COEFFICIENTS: list[dict[str, Any]] = [
+    {"clip_range": 0.01},
+    {"normalize_advantage": False},
+    {"ent_coef": 0.0},
+    {"vf_coef": 2.0},
+    {"clip_range_vf": 0.1},
+]
+SPACES = [("Discrete", False, {}), ("MultiDiscrete", True, {}), ("Box", False, {})]
+CASES = SPACES + [("Discrete", False, coefficients) for coefficients in COEFFICIENTS]
+
+
+@pytest.mark.parametrize(("name", "masked", "coefficients"), CASES)
 @pytest.mark.parametrize("attention_q", [False, True])
 def test_losses_of_transitions(coefficients, name, masked, attention_q):
     update = make({"attention_q": attention_q}, name=name, masked=masked, **coefficients)
@@ -151,14 +157,8 @@ def test_losses_of_q_att(actor, name, masked, normalize):
 # --- losses of windows, of a memory actor ---
 
 
-@pytest.mark.parametrize(
-    "coefficients",
-    [{}, {"clip_range": 0.01}, {"normalize_advantage": False}, {"ent_coef": 0.0}, {"clip_range_vf": 0.1}],
-    ids=str,
-)
-@pytest.mark.parametrize(("name", "masked"), [("Discrete", False), ("MultiDiscrete", True), ("Box", False)])
-@pytest.mark.parametrize("share_encoder", [False, True])
-@pytest.mark.parametrize("skip_critic", [False, True])
+@pytest.mark.parametrize(("name", "masked", "coefficients"), CASES)
+@pytest.mark.parametrize(("share_encoder", "skip_critic"), [(False, False), (True, False), (False, True)])
 def test_losses_of_a_memory_actor(coefficients, name, masked, share_encoder, skip_critic):
     options = {"memory_actor": True, "share_encoder": share_encoder, "aux_targets": ()}
     update = make(options, name=name, masked=masked, **coefficients)
@@ -172,7 +172,7 @@ def test_losses_of_a_memory_actor(coefficients, name, masked, share_encoder, ski
     values = policy.critic_output(encoded.critic).values
     if given.clip_range_vf is not None:
         values = batch.old_values + (values - batch.old_values).clamp(-0.1, 0.1)
-    value_loss = 0.5 * (values - batch.returns).square().mean()
+    value_loss = given.vf_coef * (values - batch.returns).square().mean()
     assert {name: loss.item() for name, loss in losses.items()} == {
         "policy_gradient_loss": approx(policy_loss),
         **({} if skip_critic else {"value_loss": approx(value_loss)}),
@@ -329,6 +329,27 @@ def test_attentions_minibatches_are_twice_as_large_and_go_through_the_rollout():
     returns = th.as_tensor(update.buffer.returns).flatten().sort().values
     for half in (seen[:4], seen[4:]):
         assert th.equal(th.cat(half).sort().values, returns)
+
+
+def test_the_mlps_are_shuffled_as_without_attention():
+    """Attention takes nothing from the random stream, and has an order of its own in each update."""
+    orders = []
+    for n_layers in (0, 1):
+        update = make({"n_layers": n_layers})
+        np.random.seed(5)
+        batches = [batch for epoch in range(2) for batch in update.minibatches(epoch)]
+        orders.append([batch.observations for batch in batches if isinstance(batch, TransitionSamples)])
+    assert len(orders[0]) == 16 and all(map(th.equal, *orders))
+    firsts = set()
+    for seed in range(3):
+        np.random.seed(seed)
+        update = make_update(update.policy, update.buffer, update.recent, update.coefficients, update.log)
+        firsts.add(tuple(next(update.minibatches(0)).returns.flatten().tolist()))
+    assert len(firsts) > 1
+    for _ in range(2):  # and the same one with the same seed
+        np.random.seed(0)
+        update = make_update(update.policy, update.buffer, update.recent, update.coefficients, update.log)
+        assert tuple(next(update.minibatches(0)).returns.flatten().tolist()) in firsts
 
 
 # --- minibatches of a memory actor ---

@@ -12,7 +12,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from sb3_attention_ac.compare import figures
-from sb3_attention_ac.compare.comparison import Comparison
+from sb3_attention_ac.compare.outcome import Comparison
 from sb3_attention_ac.compare.scores import Reference, scale
 from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, mean_curves, score_matrices, summaries
 from sb3_attention_ac.compare.storage import Result, write_atomically

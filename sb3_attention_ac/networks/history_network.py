@@ -32,7 +32,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 def widened(mlp: nn.Sequential, features_dim: int, width: int) -> nn.Sequential:
     """
-    An MLP that also reads what comes after the features of a step, with weights that are zero at first.
+    An MLP that also reads what comes after the features of a step, with weights that are zero at first. Where its first layer
+    is not just a ``torch.nn.Linear`` (a subclass, a hook), it stays, behind a new one that passes the current frame on.
 
     :param mlp: Reads the features of one step
     :param features_dim: Their width, F
@@ -40,13 +41,20 @@ def widened(mlp: nn.Sequential, features_dim: int, width: int) -> nn.Sequential:
     :return: Reads [..., width], as :meth:`HistoryNetwork.mlp_input` gives it
     """
     layers: list[nn.Module] = list(mlp)
-    first: Any = layers.pop(0) if layers and isinstance(layers[0], nn.Linear) else None
-    wide = nn.Linear(width, features_dim if first is None else first.out_features)
+    first: Any = layers.pop(0) if layers and _is_plain_linear(layers[0]) else None
+    has_bias = first is None or first.bias is not None
+    wide = nn.Linear(width, features_dim if first is None else first.out_features, bias=has_bias)
     with th.no_grad():
         wide.weight.zero_()
         wide.weight[:, :features_dim] = th.eye(features_dim) if first is None else first.weight
-        wide.bias.copy_(th.zeros(features_dim) if first is None else first.bias)
+        if has_bias:
+            wide.bias.copy_(th.zeros(features_dim) if first is None else first.bias)
     return nn.Sequential(wide, *layers)
+
+
+def _is_plain_linear(layer: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return type(layer) is nn.Linear and not any(getattr(layer, name) for name in hooks)
 
 
 class HistoryNetwork(nn.Module):

@@ -101,7 +101,7 @@ class IncrementalEncoder:
         self.network, self.mlp = network, mlp
         self.n_landmarks, self.n_context = n_landmarks, n_context
         self.n_before, self.n_slots = n_landmarks + n_context, n_landmarks + n_context + chunk_length
-        self._slots = th.arange(self.n_slots, device=self.encoder.norm.weight.device)
+        self._slots = th.arange(self.n_slots, device=next(network.parameters()).device)
         self._rotary = self.encoder.rotary(self.n_slots, self._slots.device)  # [n_slots, 3, n_heads, head_dim // 2]
 
     def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int) -> KVCache:

@@ -1,0 +1,138 @@
+"""A critic that sees more than the actor: entries of Dict observations that are the critic's alone."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+from sb3_attention_ac import AAC
+from sb3_attention_ac.evaluation import evaluate_actions
+
+SMALL = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+ACTORS = {
+    "MLP": {},
+    "memory": {"memory_actor": True},
+    "one encoder": {"memory_actor": True, "share_encoder": True},
+    "landmarks": {"memory_actor": True, "n_landmarks": 2, "age_input": True},
+}
+
+
+class Hidden(gym.Env):
+    """The actor sees ``seen``; ``constant`` is drawn anew in each episode."""
+
+    def __init__(self, image: bool = False):
+        parts = {"constant": spaces.Box(-1, 1, (2,), np.float32), "seen": spaces.Box(-1, 1, (3,), np.float32)}
+        if image:
+            parts["picture"] = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+        self.observation_space, self.action_space = spaces.Dict(parts), spaces.Discrete(3)
+
+    def _observation(self):
+        return {k: self.constant if k == "constant" else space.sample() for k, space in self.observation_space.items()}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.constant = 0, self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self._observation(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._observation(), float(self.constant[0]), False, self.t >= 9, {}
+
+
+def make_model(options: dict, env=None, **kwargs) -> AAC:
+    policy_kwargs = {"actor_keys": ["seen"], "context_length": 4, "net_arch": [8], "d_model": 8, "n_heads": 2, **options}
+    return AAC("MultiInputPolicy", env or DummyVecEnv([Hidden] * 2), policy_kwargs=policy_kwargs, **{**SMALL, **kwargs})
+
+
+@pytest.mark.parametrize("options", ACTORS.values(), ids=ACTORS)
+def test_the_actor_needs_its_own_keys_alone(options, tmp_path):
+    model = make_model(options)
+    model.learn(128)
+    full = model.env.reset()
+    with_all, _ = model.predict(full, deterministic=True)
+    alone, state = model.predict({"seen": full["seen"]}, deterministic=True)
+    assert (with_all == alone).all()
+    other, _ = model.predict({**full, "constant": full["constant"] + 1}, deterministic=True)
+    assert (other == alone).all()
+    model.save(tmp_path / "model")
+    loaded = AAC.load(tmp_path / "model")
+    assert (loaded.predict({"seen": full["seen"]}, deterministic=True)[0] == alone).all()
+    assert loaded.policy.actor_keys == ("seen",) and loaded.policy.critic_keys == ("constant", "seen")
+    assert (state is None) == (not options)
+
+
+@pytest.mark.parametrize("options", ACTORS.values(), ids=ACTORS)
+def test_the_policys_gradient_and_log_probabilities_do_not_depend_on_the_critics_keys(options):
+    """Values do: a critic that ignored its key would pass the rest."""
+    model = make_model(options, aux_loss=None)
+    model.learn(64)
+    policy = model.policy
+    with th.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * th.randn_like(parameter))
+    results = []
+    (batch,) = model.rollout_buffer.get_windows(None) if options else (next(model.rollout_buffer.get_windows(None)),)
+    for shift in (0.0, 1.0):
+        observations = {**batch.windows.observations, "constant": batch.windows.observations["constant"] + shift}
+        encoded = policy.encode_windows(batch.windows._replace(observations=observations), batch.actions.shape[1])
+        values = policy.critic_output(encoded.critic).values.detach()
+        policy.zero_grad()
+        if options:
+            log_prob, _ = evaluate_actions(policy, encoded, batch)
+        else:
+            last = {key: part[:, -batch.actions.shape[1] :].flatten(0, 1) for key, part in observations.items()}
+            log_prob = policy.evaluate_transitions(last, batch.actions.flatten(0, 1))[1]
+        log_prob.sum().backward()
+        gradients = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+        results.append((log_prob.detach(), gradients, values))
+    (log_prob, gradients, values), (moved_log_prob, moved_gradients, moved_values) = results
+    assert log_prob.equal(moved_log_prob)
+    assert gradients.keys() == moved_gradients.keys() and all(g.equal(moved_gradients[k]) for k, g in gradients.items())
+    assert not any(name.startswith(("critic_network", "value_net", "vf_features")) for name in gradients)
+    assert (values - moved_values).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("options", ACTORS.values(), ids=ACTORS)
+def test_the_critics_keys_are_learned_from(options):
+    model = make_model(options, n_steps=64, batch_size=64, learning_rate=3e-3)
+    model.learn(64 * 2 * 40)
+    assert model.logger.name_to_value["train/explained_variance"] > 0.6  # of returns that the constant alone explains
+
+
+def test_images_frame_stacking_and_normalization():
+    env = VecNormalize(VecFrameStack(DummyVecEnv([lambda: Hidden(image=True)] * 2), 2), norm_obs_keys=["constant", "seen"])
+    for keys in ({"actor_keys": ["seen", "picture"]}, {"actor_keys": ["picture"], "critic_keys": ["picture", "constant"]}):
+        for memory_actor in (False, True):
+            kwargs = {"features_extractor_kwargs": {"cnn_output_dim": 8}}
+            make_model({**keys, "memory_actor": memory_actor, **kwargs}, env).learn(64)
+
+
+def test_without_keys_everything_is_shared_as_before():
+    model = AAC("MultiInputPolicy", DummyVecEnv([Hidden]), **SMALL)
+    assert model.policy.share_features_extractor
+    assert model.policy.pi_features_extractor is model.policy.vf_features_extractor
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"actor_keys": ["sen"]}, "actor_keys has 'sen'.*closest known names are: seen"),
+        ({"critic_keys": []}, "critic_keys=.*must be a list of entries"),
+        ({"critic_keys": "seen"}, "critic_keys='seen'.*must be a list of entries"),
+    ],
+)
+def test_wrong_keys_are_refused_in_words(keys, said):
+    with pytest.raises(ValueError, match=said):
+        make_model(keys)
+
+
+def test_keys_are_for_dict_observations():
+    with pytest.raises(ValueError, match=r"actor_keys=.*is for Dict observations"):
+        AAC("MlpPolicy", "CartPole-v1", policy_kwargs={"actor_keys": ["seen"]})
+
+
+def test_a_memory_actors_critic_without_the_history_is_biased_and_warned_of():
+    with pytest.warns(UserWarning, match=r"leaves out \['seen'\].*biased"):
+        make_model({"memory_actor": True, "critic_keys": ["constant"]})
