@@ -57,7 +57,7 @@ format: $(READY)
 $(READY): setup.cfg pyproject.toml $(wildcard startup/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --no-compile $(TORCH)
-	$(BIN)/python -m pip install --no-compile -e ".[docs,envs,tests,video]"
+	$(BIN)/python -m pip install --no-compile -e ".[docs,envs,onnx,tests,video]"
 	touch $@
 
 clean:

@@ -102,8 +102,8 @@ def _make_model(setup: Setup, seed: int) -> Any:
 def _compile(policy: Any) -> None:
     """The parts of a policy that are called as a whole"""
     mlps = policy.mlp_extractor
-    trunks = (getattr(policy, name, None) for name in ("actor_trunk", "critic_trunk"))
-    for module in (policy.features_extractor, mlps.policy_net, mlps.value_net, *trunks):
+    networks = (getattr(policy, name, None) for name in ("actor_network", "critic_network"))
+    for module in (policy.features_extractor, mlps.policy_net, mlps.value_net, *networks):
         if module is not None:
             module.compile()
 

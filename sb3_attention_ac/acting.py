@@ -159,10 +159,20 @@ class MemoryActor:
         :param episode_starts: Whether each observation is the first of its episode, [N]
         :return: What the network makes of them, [N, ...]
         """
-        features = self.encoder.extract(obs)
         starts = None
         if episode_starts.any():
-            starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=features.device)
+            starts = th.as_tensor(np.asarray(episode_starts, dtype=bool), device=cache.age.device)
+        return self.step_tensors(obs, cache, starts)
+
+    def step_tensors(self, obs: Obs, cache: KVCache, starts: th.Tensor | None) -> EncoderOutput:
+        """
+        :param obs: Observations, [N, *obs_shape]
+        :param cache: The steps so far, updated in place
+        :param starts: Whether each observation is the first of its episode, [N]; None if none is
+        :return: What the network makes of them, [N, ...]
+        """
+        features = self.encoder.extract(obs)
+        if starts is not None:
             cache.age.masked_fill_(starts, 0.0)
         events = self.encoder.events(cache.previous_action, None, cache.age, starts)
         output = self.incremental.step(cache, features, events, starts)

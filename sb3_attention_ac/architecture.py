@@ -219,6 +219,6 @@ def resolve_keys(
         warnings.warn(
             f"critic_keys={list(critic)} leaves out {unseen}, which the actor reads: a critic that does not see the history "
             "on which the actor acts is biased (Baisero & Amato 2022). Add them to critic_keys.",
-            stacklevel=5,
+            stacklevel=8,  # who made the algorithm, with a MultiInputPolicy
         )
     return actor, critic

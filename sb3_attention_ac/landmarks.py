@@ -125,4 +125,5 @@ def first_steps(ages: th.Tensor, valid: th.Tensor, n_landmarks: int) -> th.Tenso
     :param n_landmarks: K
     :return: Which of them stay, in this order, [N, K]
     """
-    return th.where(valid, ages, th.inf).argsort(dim=1, stable=True)[:, :n_landmarks]
+    # Ages of one episode differ: the order of equal ones, which are not valid, says nothing. ONNX knows no stable sort
+    return th.where(valid, ages, th.inf).argsort(dim=1)[:, :n_landmarks]

@@ -199,7 +199,7 @@ def warn_about_no_effect(
             warnings.warn(
                 f"{name}={value} has no effect: it needs {needs}, but aux_loss has the targets {list(targets)}. Leave it out, "
                 "or choose another aux_loss.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -335,13 +335,14 @@ def check_constructor_names(given: Mapping[str, Any], constructor: Any, policy_c
     :param policy_class: The policy, whose arguments do not belong there
     :raises TypeError: If it does not know one of them
     """
-    known = inspect.signature(constructor).parameters
+    known = [name for name in inspect.signature(constructor).parameters if name != "self"]
     for name, value in given.items():
         if name in known:
             continue
         if name in default_arguments(policy_class):
             raise TypeError(f"{name} is an argument of the policy: pass it as policy_kwargs=dict({name}={value!r}).")
-        raise TypeError(f"The algorithm does not know the argument {name!r}; {closest_names(name, known)}.")
+        offer = closest_names(name, [name for name in known if not name.startswith("_")])
+        raise TypeError(f"The algorithm does not know the argument {name!r}; {offer}.")
 
 
 def with_checked_names(policy_class: type[Any]) -> Callable[[Callable[P, None]], Callable[P, None]]:
@@ -446,17 +447,17 @@ def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_leng
         warnings.warn(
             f"batch_size={batch_size} is not a multiple of the windows' {chunk_length} steps: "
             f"minibatches of {max(batch_size // chunk_length, 1) * chunk_length} transitions are used instead.",
-            stacklevel=4,
+            stacklevel=5,
         )
     elif batch_size > n_steps * n_envs:
         warnings.warn(
             f"batch_size={batch_size} is more than n_steps * n_envs = {n_steps * n_envs} "
             f"(n_steps={n_steps} and n_envs={n_envs}): each epoch has one minibatch with all of them.",
-            stacklevel=4,
+            stacklevel=5,
         )
     elif n_steps * n_envs % batch_size != 0:
         warnings.warn(
             f"batch_size={batch_size} is not a factor of n_steps * n_envs = {n_steps * n_envs} "
             f"(n_steps={n_steps} and n_envs={n_envs}): the last minibatch of each epoch will be smaller.",
-            stacklevel=4,
+            stacklevel=5,
         )

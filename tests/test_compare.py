@@ -1,6 +1,9 @@
 """Comparison: everything around the runs, with made-up results."""
 
 import json
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,3 +313,36 @@ def test_report_says_who_trained_longer_than_asked(tmp_path: Path) -> None:
     result = replace(make_result("good", "A", 0, (0.0, 1.0, 2.0)), steps=400)
     page = write_report([result], (), REFERENCES, tmp_path, None).report.read_text()
     assert "Unequal: good trained for 400 steps on A, 100 were asked for" in page
+
+
+def wide_report(out: Path) -> Path:
+    """With more columns than a page has room for, and words longer than a line."""
+    results = [make_result(f"a-variant-with-a-long-name-{i}", "A", seed, (0.0, 1.0, 2.0)) for i in range(9) for seed in (0, 1)]
+    return write_report(results, ("one on A, seed 0: broke; see /" + "folder/" * 60,), REFERENCES, out, None).report
+
+
+def test_wide_tables_scroll_inside_the_page(tmp_path: Path) -> None:
+    page = wide_report(tmp_path).read_text()
+    assert page.count("<table") == page.count('<div class="scroll"><table') >= 5
+    assert ".scroll { overflow-x: auto; }" in page
+    assert re.search(r"body \{[^}]*overflow-wrap: anywhere", page)  # paths in failures
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_no_browser_has_to_scroll_the_page(tmp_path: Path, width: int) -> None:
+    page = wide_report(tmp_path)
+    script = "<script>document.body.dataset.widths = innerWidth + ' ' + document.documentElement.scrollWidth</script>"
+    page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    browser = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--window-size={width},900",
+        "--dump-dom",
+    ]
+    shown = subprocess.run([*browser, page.as_uri()], capture_output=True, text=True, check=True, timeout=300).stdout
+    assert f'data-widths="{width} {width}"' in shown

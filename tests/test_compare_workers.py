@@ -114,6 +114,25 @@ def test_an_interruption_leaves_no_process(
     assert all(process.poll() is not None for process in started)
 
 
+def test_an_error_begins_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: "list[subprocess.Popen[bytes]]"
+) -> None:
+    monkeypatch.setenv("ANSWER", "time.sleep(0.2); print(0)")
+    served: list[Path] = []
+    serve = launcher._serve
+    monkeypatch.setattr(launcher, "_serve", lambda request, log: (served.append(log), serve(request, log))[1])
+
+    def full_disk() -> None:
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        jobs.execute(finished_folders(tmp_path, 30), tmp_path, "", make_backend("local"), 2, after_each=full_disk)
+    begun = len(served)
+    time.sleep(1)
+    assert begun == len(served) < 10
+    assert all(process.poll() is not None for process in started)
+
+
 def test_results_of_other_machines_are_kept_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster brings them home; what was there must still be there if the rest is interrupted."""
     made = [make_result("good", "A", seed, (0.0, 1.0, 2.0)) for seed in range(3)]

@@ -1,5 +1,6 @@
 """The T-mazes: what is seen, what is rewarded, when an episode ends, and what remembering is worth."""
 
+import functools
 import warnings
 
 import gymnasium as gym
@@ -9,12 +10,13 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_attention_ac.envs  # noqa: F401 (registers)
-from sb3_attention_ac.envs import endless_tmaze, grid_tmaze, passive_tmaze
+from sb3_attention_ac.envs import endless_tmaze, grid_tmaze, noisy_tmaze, passive_tmaze
 from sb3_attention_ac.envs.endless_tmaze import EndlessTMaze
 from sb3_attention_ac.envs.grid_tmaze import TILES, GridTMaze
+from sb3_attention_ac.envs.noisy_tmaze import NoisyTMaze
 from sb3_attention_ac.envs.passive_tmaze import DOWN, LEFT, RIGHT, UP, PassiveTMaze
 
-IDS = ["PassiveTMaze-v0", "EndlessTMaze-v0", "GridTMaze-v0"]
+IDS = ["PassiveTMaze-v0", "EndlessTMaze-v0", "GridTMaze-v0", "NoisyTMaze-v0"]
 
 
 def run(env, policy, seed=None):
@@ -67,7 +69,7 @@ def test_a_picture_shows_one_agent_that_moves(env_id):
     env = gym.make(env_id, render_mode="rgb_array").unwrapped
     env.reset(seed=0)
     before = env.render()
-    env.step(0)  # forward in each of them
+    env.step(noisy_tmaze.RIGHT if "Noisy" in env_id else 0)  # forward
     after = env.render()
     assert before.dtype == np.uint8 and before.shape == after.shape and before.shape[2] == 3
     red = [np.argwhere((picture == (220, 60, 60)).all(axis=2)).mean(axis=0) for picture in (before, after)]
@@ -315,7 +317,75 @@ def test_grid_too_short():
         GridTMaze(2)
 
 
+# T-maze with noise
+
+
+def noisy_optimum(memory, obs):
+    """Goes right; at the junction turns as the first observation said."""
+    bits = tuple(obs[:3])
+    if not memory:
+        memory["turn"] = {(0, 1, 1): noisy_tmaze.UP, (1, 1, 0): noisy_tmaze.DOWN}[bits]
+    return memory["turn"] if bits == (0, 1, 0) else noisy_tmaze.RIGHT
+
+
+@pytest.mark.parametrize("length", [2, 30])
+def test_noisy_who_remembers_gets_four(length):
+    turns = set()
+    for seed in range(8):
+        memory = {}
+        act = functools.partial(noisy_optimum, memory)
+        observations, rewards, (terminated, truncated, info) = run(NoisyTMaze(length), act, seed)
+        assert terminated and not truncated and info["is_success"]
+        np.testing.assert_allclose(rewards, [-0.1] * (length - 1) + [4])
+        np.testing.assert_array_equal(observations[1 : length - 1, :3], np.tile([1, 0, 1], (length - 2, 1)))
+        assert not observations[0, 3:].any()
+        turns.add(memory["turn"])
+    assert len(turns) == 2
+
+
+def test_noisy_bits_are_noise():
+    env = NoisyTMaze(10, n_noise=4, max_steps=500)
+    observations, rewards, (terminated, truncated, info) = run(env, lambda obs: noisy_tmaze.LEFT, seed=0)
+    assert len(rewards) == 500 and truncated and not terminated and not info["is_success"]
+    np.testing.assert_allclose(observations[1:, 3:].mean(axis=0), 0.5, atol=0.08)
+    assert np.abs(np.corrcoef(observations[1:, 3:].T) - np.eye(4)).max() < 0.15
+
+
+def test_noisy_a_wrong_turn_costs_one_and_ends_it():
+    env = NoisyTMaze(2)
+    rewards = set()
+    for seed in range(6):
+        env.reset(seed=seed)
+        _, reward, terminated, *_ = env.step(noisy_tmaze.UP)  # in the corridor: nothing
+        assert reward == -0.1 and not terminated
+        env.step(noisy_tmaze.RIGHT)
+        for _ in range(2):
+            obs, reward, terminated, *_ = env.step(noisy_tmaze.LEFT)  # at the junction: nothing
+            assert reward == -0.1 and not terminated and tuple(obs[:3]) == (0, 1, 0)
+        _, reward, terminated, _, info = env.step(noisy_tmaze.UP)
+        assert terminated and info["is_success"] == (reward == 4)
+        rewards.add(reward)
+    assert rewards == {4.0, -1.0}
+
+
+def test_noisy_position_in_gray_code():
+    env = NoisyTMaze(256, n_noise=1, show_position=True)
+    observations, *_ = run(env, lambda obs: noisy_tmaze.RIGHT if not obs[2:10].sum() == 1 or not obs[2] else 0, seed=0)
+    codes = observations[:256, 2:10]
+    assert observations[0, :2].sum() == 1 and not observations[1:, :2].any()
+    assert len(np.unique(codes, axis=0)) == 256
+    np.testing.assert_array_equal(np.abs(np.diff(codes, axis=0)).sum(axis=1), 1)  # neighbours differ in one bit
+    np.testing.assert_array_equal(codes[:4, -2:], [[0, 0], [0, 1], [1, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("kwargs", [{"corridor_length": 1}, {"corridor_length": 257, "show_position": True}, {"n_noise": -1}])
+def test_noisy_wrong_parameters(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        NoisyTMaze(**kwargs)
+
+
 def test_constants_are_the_actions_of_the_documentation():
     assert (passive_tmaze.RIGHT, passive_tmaze.UP, passive_tmaze.LEFT, passive_tmaze.DOWN) == (0, 1, 2, 3)
     assert (endless_tmaze.FORWARD, endless_tmaze.LEFT, endless_tmaze.RIGHT) == (0, 1, 2)
+    assert (noisy_tmaze.UP, noisy_tmaze.DOWN, noisy_tmaze.LEFT, noisy_tmaze.RIGHT) == (0, 1, 2, 3)
     assert (grid_tmaze.FORWARD, grid_tmaze.TURN_RIGHT, grid_tmaze.TURN_LEFT) == (0, 1, 2)

@@ -1,11 +1,12 @@
 """Landmarks: the first steps of an episode stay readable, and acting sees those that training sees."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
-from hypothesis import given, settings
 from test_buffers import add_step, make
-from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, recorded, rollouts
+from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, recorded
 
 from sb3_attention_ac.acting import MemoryActor
 from sb3_attention_ac.evaluation import evaluate_actions
@@ -13,7 +14,6 @@ from sb3_attention_ac.landmarks import first_steps
 from sb3_attention_ac.networks.preprocessing import stack_frames
 from sb3_attention_ac.type_aliases import TrajectoryWindows
 
-FEW = settings(max_examples=8, deadline=None)
 ACTORS = {
     "memory actor": {"memory_actor": True},
     "shared, two layers": {"memory_actor": True, "share_encoder": True, "n_layers": 2},
@@ -24,13 +24,16 @@ ACTORS = {
 # What a buffer's windows hold is tested in test_buffers.py, a KV cache's in test_kv_cache.py
 
 
-@FEW
-@given(rollouts)
-@pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("n_landmarks", [1, 3])
-def test_first_ratio_is_one(n_landmarks, actor, rollout):
+ROLLOUTS: list[dict[str, Any]] = [
+    {"n_steps": 13, "n_envs": 2, "context_length": 2, "chunk_length": 3, "episode_end": 0.05},
+    {"n_steps": 8, "n_envs": 3, "context_length": 3, "chunk_length": 4, "episode_end": 0.15},
+    {"n_steps": 7, "n_envs": 1, "context_length": 1, "chunk_length": None, "episode_end": 0.0},
+]
+
+
+def check_first_ratio(n_landmarks: int, actor: str, rollout: dict[str, Any]) -> None:
     """Acting step by step gives the log probabilities and offsets of one pass, over several rollouts."""
-    rng = np.random.default_rng(rollout["seed"])
+    rng = np.random.default_rng(0)
     options = {"n_landmarks": n_landmarks, "chunk_length": rollout["chunk_length"], **ACTORS[actor]}
     policy = make_policy(rollout["context_length"], ACTION_SPACES["Discrete"], **options)
     if policy.attention_q is not None:
@@ -56,11 +59,15 @@ def test_first_ratio_is_one(n_landmarks, actor, rollout):
                     )
 
 
+@pytest.mark.parametrize("actor", ACTORS)
+@pytest.mark.parametrize("n_landmarks", [1, 3])
+@pytest.mark.parametrize("rollout", ROLLOUTS)
+def test_first_ratio_is_one(n_landmarks, actor, rollout):
+    check_first_ratio(n_landmarks, actor, rollout)
+
+
 def test_a_stale_landmark_is_found(monkeypatch):
     """The test above fails if acting keeps other steps than training."""
-    rollout = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 2, "chunk_length": 3, "episode_end": 0.05}
-    check = test_first_ratio_is_one.hypothesis.inner_test
-    check(2, "memory actor", rollout)
     prefill = MemoryActor.prefill
 
     def without(self, windows):
@@ -70,7 +77,7 @@ def test_a_stale_landmark_is_found(monkeypatch):
 
     monkeypatch.setattr(MemoryActor, "prefill", without)
     with pytest.raises(AssertionError):
-        check(2, "memory actor", rollout)
+        check_first_ratio(2, "memory actor", ROLLOUTS[0])
 
 
 @pytest.mark.parametrize("n_landmarks", [0, 2])
@@ -126,6 +133,17 @@ def test_a_rollout_that_was_stopped_leaves_its_landmarks():
     assert windows.n_landmarks == 2
     assert windows.observations.flatten().tolist() == [10, 20, 50, 60, 70]
     assert windows.ages.tolist() == [[0, 1, 4, 5, 6]] and windows.episode_ids.tolist() == [[1] * 5]
+
+
+@pytest.mark.parametrize(("n_steps", "chunk_length", "n_chunks"), [(6, 2, 3), (5, 2, 3), (4, 4, 1)])
+def test_each_chunk_has_its_landmarks(n_steps, chunk_length, n_chunks):
+    buffer = make(n_steps=n_steps, n_envs=2, n_context=1, chunk_length=chunk_length, n_landmarks=3)
+    buffer.reset()
+    for step in range(n_steps):
+        add_step(buffer, step, np.full(2, step == 0))
+    landmarks = buffer.tensors().landmarks
+    assert landmarks.episode_ids.shape == (n_chunks, 2, 3) and landmarks.previous_actions.shape == (n_chunks, 2, 3, 2)
+    assert buffer.n_history == 1 + 1 + chunk_length
 
 
 def test_windows_keep_the_number_of_their_landmarks():

@@ -346,6 +346,10 @@ def test_the_mlps_are_shuffled_as_without_attention():
         update = make_update(update.policy, update.buffer, update.recent, update.coefficients, update.log)
         firsts.add(tuple(next(update.minibatches(0)).returns.flatten().tolist()))
     assert len(firsts) > 1
+    for _ in range(2):  # and the same one with the same seed
+        np.random.seed(0)
+        update = make_update(update.policy, update.buffer, update.recent, update.coefficients, update.log)
+        assert tuple(next(update.minibatches(0)).returns.flatten().tolist()) in firsts
 
 
 # --- minibatches of a memory actor ---

@@ -142,6 +142,50 @@ def test_wrapping_twice_is_refused():
         PreviousActionReward(env)
 
 
+class Coin(Anything):
+    """Rewards that nothing tells but themselves, and ten actions that make no difference"""
+
+    def __init__(self, scale=1.0):
+        super().__init__(spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(10))
+        self.scale = scale
+
+    def step(self, action):
+        obs, _, *others = super().step(action)
+        return obs, self.scale * (1.0 if self.np_random.random() < 0.5 else -1.0), *others
+
+
+def masked_losses(env, n_rollouts, **settings):
+    """What the masked prediction makes of rewards and actions, beside the guess that knows nothing"""
+    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    settings = {"n_steps": 64, "batch_size": 128, "n_epochs": 6, "learning_rate": 3e-3, "seed": 0, "device": "cpu", **settings}
+    model = AAC(policy, env, aux_loss=["reward", "action"], aux_coef=1.0, **settings)
+    model.learn(n_rollouts * 64 * 8)
+    logged = model.logger.name_to_value
+    return {name: (logged[f"train/aux_{name}_loss"], logged[f"train/aux_{name}_baseline"]) for name in ("reward", "action")}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "memory_actor"),
+    [(PreviousActionReward, False), (VecPreviousActionReward, False), (VecPreviousActionReward, True)],
+)
+def test_masked_actions_and_rewards_do_not_stand_in_the_next_observation(wrapper, memory_actor):
+    """They cannot be predicted here: who does has read them."""
+    if wrapper is PreviousActionReward:
+        env = DummyVecEnv([lambda: PreviousActionReward(Coin())] * 8)
+    else:
+        env = VecPreviousActionReward(DummyVecEnv([Coin] * 8))
+    losses = masked_losses(env, 4, policy_kwargs={"context_length": 8, "d_model": 32, "memory_actor": memory_actor})
+    for loss, guess in losses.values():
+        assert loss > 0.9 * guess and guess == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3])
+def test_targets_of_any_scale(scale):
+    """Rewards are predicted by their own units, however small or large these are."""
+    losses = masked_losses(DummyVecEnv([lambda: Coin(scale)] * 8), 1, policy_kwargs={"context_length": 8, "d_model": 32})
+    assert losses["reward"][1] == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.slow
 def test_a_memory_actor_finds_the_good_arm():
     """Knowing nothing gives 5 of 10; trying one arm and keeping to the good one gives 9.5."""

@@ -72,6 +72,30 @@ def compare(
     out = Path(out).resolve()
     if out.exists() and not out.is_dir():
         raise CompareError(f"out={out} is a file: give a folder for results and report.")
+    finished, outcomes = _complete(jobs, out, rerun_corrupt, results, n_jobs, backend, address)
+    failures = tuple(f"{outcome.job}: {outcome.failure}" for outcome in outcomes if outcome.failure is not None)
+    there = [finished[job.folder] for job in jobs if job.folder in finished]
+    if not there:
+        raise CompareError("No run has finished, so there is nothing to report:\n" + "\n".join(failures))
+    missing = list(dict.fromkeys(job.env for job in jobs if job.env not in {result.job.env for result in there}))
+    return _report(there, failures, known, out, seconds, missing)
+
+
+def _complete(
+    jobs: Sequence[Job],
+    out: Path,
+    rerun_corrupt: bool,
+    results: str | Path | None,
+    n_jobs: int | None,
+    backend: str,
+    address: str | None,
+) -> tuple[dict[Path, Result], list[Outcome]]:
+    """
+    Do the runs which are not there yet. The parameters are those of :func:`compare`, but for
+
+    :param jobs: All runs
+    :return: The results there are then, by the folder of their run, and what came of the runs that were done now
+    """
 
     def read() -> dict[Path, Result]:
         found = read_finished(jobs, out, rerun_corrupt)
@@ -88,16 +112,10 @@ def compare(
     command = shlex.join(sys.orig_argv)
     place = _prepare(pending, out, backend, address) if pending else None
     _write_settings(jobs, out, command)
-    outcomes: list[Outcome] = []
-    if place is not None:
-        outcomes = execute(pending, out, command, place, place.n_jobs(n_jobs), len(finished), try_to_read)
-        finished = read()
-    failures = tuple(f"{outcome.job}: {outcome.failure}" for outcome in outcomes if outcome.failure is not None)
-    there = [finished[job.folder] for job in jobs if job.folder in finished]
-    if not there:
-        raise CompareError("No run has finished, so there is nothing to report:\n" + "\n".join(failures))
-    missing = list(dict.fromkeys(job.env for job in jobs if job.env not in {result.job.env for result in there}))
-    return _report(there, failures, known, out, seconds, missing)
+    if place is None:
+        return finished, []
+    outcomes = execute(pending, out, command, place, place.n_jobs(n_jobs), len(finished), try_to_read)
+    return read(), outcomes
 
 
 def _prepare(pending: Sequence[Job], out: Path, backend: str, address: str | None) -> Backend:

@@ -1,6 +1,8 @@
 """Which runs are needed, which are there already, and doing the rest."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import joblib
@@ -113,18 +115,27 @@ def execute(
     :return: What came of each run
     """
     outcomes: dict[Path, Outcome] = {}
-    with tqdm(total=done + len(jobs), initial=done, unit="run", desc="Training", smoothing=0) as bar:
-        try:
-            # Runs are processes of their own: threads that wait for them are enough
-            parallel = joblib.Parallel(n_jobs, "threading", batch_size=1, pre_dispatch="all", return_as="generator_unordered")
-            for outcome in parallel(joblib.delayed(backend.launch)(job, out, command) for job in jobs):
-                path = out / outcome.job.folder / RESULT_FILE
-                # Machines of a cluster need not share their disks
-                if outcome.result is not None and not (path.exists() and path.read_text() == outcome.result):
-                    write_atomically(path, outcome.result)
-                outcomes[outcome.job.folder] = outcome
-                bar.update()
-                after_each()
-        finally:
-            backend.stop()
+    # Runs are processes of their own: threads that wait for them are enough
+    parallel = joblib.Parallel(n_jobs, "threading", batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+    with (
+        tqdm(total=done + len(jobs), initial=done, unit="run", desc="Training", smoothing=0) as bar,
+        contextlib.ExitStack() as at_the_end,
+    ):
+        at_the_end.callback(backend.stop)
+        ended = parallel(joblib.delayed(backend.launch)(job, out, command) for job in jobs)
+        at_the_end.callback(_close, ended)  # before the other: no more runs are begun
+        for outcome in ended:
+            path = out / outcome.job.folder / RESULT_FILE
+            # Machines of a cluster need not share their disks
+            if outcome.result is not None and not (path.exists() and path.read_text() == outcome.result):
+                write_atomically(path, outcome.result)
+            outcomes[outcome.job.folder] = outcome
+            bar.update()
+            after_each()
     return [outcomes[job.folder] for job in jobs]
+
+
+def _close(ended: Generator[Outcome, None, None]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # joblib advises to ask for less
+        ended.close()

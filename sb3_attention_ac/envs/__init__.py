@@ -24,9 +24,10 @@ from gymnasium.envs.registration import register
 from sb3_attention_ac.envs.base import Maze
 from sb3_attention_ac.envs.endless_tmaze import EndlessTMaze
 from sb3_attention_ac.envs.grid_tmaze import GridTMaze
+from sb3_attention_ac.envs.noisy_tmaze import NoisyTMaze
 from sb3_attention_ac.envs.passive_tmaze import PassiveTMaze
 
-__all__ = ["EndlessTMaze", "GridTMaze", "PassiveTMaze"]
+__all__ = ["EndlessTMaze", "GridTMaze", "NoisyTMaze", "PassiveTMaze"]
 
 
 def _register(environment: type[Maze], name: str = "", **kwargs: Any) -> None:
@@ -34,7 +35,7 @@ def _register(environment: type[Maze], name: str = "", **kwargs: Any) -> None:
     register(f"{name or environment.__name__}-v0", entry_point=entry_point, kwargs=kwargs)
 
 
-for _environment in (EndlessTMaze, GridTMaze, PassiveTMaze):
+for _environment in (EndlessTMaze, GridTMaze, NoisyTMaze, PassiveTMaze):
     _register(_environment)
 for _length in (10, 20, 50, 100, 250, 500, 1000):
     _register(PassiveTMaze, f"PassiveTMaze{_length}", corridor_length=_length)

@@ -158,7 +158,7 @@ class IncrementalEncoder:
         ages = cache.age[rows].unsqueeze(1) - (self.n_slots - slots)  # [M, n_leaving]
         ages = th.cat([cache.landmark_ages[rows], th.where(slots >= cache.start[rows].unsqueeze(1), ages, -1.0)], dim=1)
         order = first_steps(ages, ages >= 0, k)  # [M, k]
-        every_row = th.arange(len(order), device=order.device).unsqueeze(1)
+        every_row = th.arange(order.shape[0], device=order.device).unsqueeze(1)
         cache.features[rows, :k] = cache.features[rows][every_row, order]
         cache.events[rows, :k] = cache.events[rows][every_row, order]
         cache.landmark_ages[rows] = ages.gather(1, order)
@@ -189,7 +189,7 @@ class IncrementalEncoder:
             slots, earlier = self._slots[slot - n : slot], cache.features[:, slot - n : slot]  # [n] and [N, n, F]
         else:
             slots = cache.position.unsqueeze(1) + th.arange(-n, 0, device=cache.position.device)  # [N, n], oldest first
-            every_row = th.arange(len(slots), device=slots.device)
+            every_row = th.arange(slots.shape[0], device=slots.device)
             earlier = cache.features[every_row.unsqueeze(1), slots.clamp(min=0)]
         if not isinstance(slot, int) or cache.start.max() > slot - n:  # else all of them are of the same episode
             earlier = th.where((slots >= cache.start.unsqueeze(1)).unsqueeze(-1), earlier, 0.0)  # [N, n, F]

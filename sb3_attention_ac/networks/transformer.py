@@ -65,13 +65,31 @@ def rotary_frequencies(n_positions: int, n_heads: int, head_dim: int, base: floa
 def apply_rotary(x: th.Tensor, rotary: th.Tensor) -> th.Tensor:
     """
     :param x: Queries, keys and values, [N, T, 3, n_heads, head_dim]; an odd last coordinate is left alone
-    :param rotary: See :func:`rotary_frequencies`, [T, 3, n_heads, head_dim // 2], or for each row [N, T, ...]
+    :param rotary: See :func:`rotary_frequencies`, [T, 3, n_heads, head_dim // 2], or for each row [N, T, ...]; or
+        :func:`as_real` of it
     :return: Same shape
     """
+    if not rotary.is_complex():
+        return _apply_real_rotary(x, rotary)
     x, width = x.float() if x.element_size() < 4 else x, 2 * rotary.shape[-1]  # bfloat16 has no complex numbers
     if width < x.shape[-1]:
         return th.cat([apply_rotary(x[..., :width], rotary), x[..., width:]], dim=-1)
     return th.view_as_real(th.view_as_complex(x.contiguous().unflatten(-1, (-1, 2))) * rotary).flatten(-2)
+
+
+def as_real(rotary: th.Tensor) -> th.Tensor:
+    """
+    :param rotary: See :func:`rotary_frequencies`, [..., head_dim // 2]
+    :return: Real and imaginary parts side by side, for where there are no complex numbers (ONNX), [..., head_dim // 2 * 2]
+    """
+    return th.view_as_real(rotary).flatten(-2)
+
+
+def _apply_real_rotary(x: th.Tensor, rotary: th.Tensor) -> th.Tensor:
+    cos, sin = rotary.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x[..., : rotary.shape[-1]].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = th.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return th.cat([turned, x[..., rotary.shape[-1] :]], dim=-1)
 
 
 @cached

@@ -1,0 +1,156 @@
+"""
+Export to ONNX: observations in, deterministic actions out, and of an actor with a memory its state in and out.
+
+The memory's step is that of :mod:`~sb3_attention_ac.networks.kv_cache`, with one difference. A graph does not branch on what
+is in a cache: each step works out what every cache becomes when it is full, and takes that where it is.
+"""
+
+import copy
+import os
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_attention_ac.aac import AttentionActorCritic
+from sb3_attention_ac.acting import MemoryActor
+from sb3_attention_ac.networks.distributions import Categoricals
+from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache, Rows
+from sb3_attention_ac.networks.transformer import as_real
+from sb3_attention_ac.policies import AttentionActorCriticPolicy
+from sb3_attention_ac.type_aliases import Obs
+
+N_EXAMPLES = 2  # rows that the graph is traced with; it takes any number
+
+
+class _GraphEncoder(IncrementalEncoder):
+    """An incremental encoder without a branch on what is in a cache, and without complex numbers, which ONNX has not."""
+
+    def __init__(self, encoder: IncrementalEncoder):
+        chunk_length = encoder.n_slots - encoder.n_before
+        super().__init__(encoder.network, encoder.mlp, encoder.n_context, chunk_length, encoder.n_landmarks)
+        self._rotary = as_real(self._rotary)
+
+    def _next_slot(self, cache: KVCache) -> tuple[Rows, th.Tensor]:
+        shifted = KVCache._make(part.clone() for part in cache)
+        self._shift(shifted, slice(None))
+        full = cache.position == self.n_slots  # [N]
+        for name in ("features", "events", "keys", "values", "position", "start", "landmark_ages"):
+            part = getattr(cache, name)
+            part.copy_(th.where(full.view(-1, *[1] * (part.dim() - 1)), getattr(shifted, name), part))
+        return th.arange(full.shape[0], device=full.device), cache.position
+
+
+class _Actor(nn.Module):
+    """
+    What is exported: a policy's deterministic actions, tensors in, tensors out.
+
+    :param policy: The policy
+    :param with_masks: Whether action masks are an input
+    """
+
+    def __init__(self, policy: AttentionActorCriticPolicy, with_masks: bool):
+        super().__init__()
+        self.policy = policy
+        self.memory: MemoryActor | None = None
+        self.outputs = ["action"]
+        space = policy.observation_space
+        if isinstance(space, spaces.Dict):
+            read = set(policy.actor_keys or ()) | set((policy.critic_keys or ()) if policy.tilts else ())
+            self.examples = {f"obs_{key}": _example(part) for key, part in space.spaces.items() if key in read}
+        else:
+            self.examples = {"obs": _example(space)}
+        if policy.remembers:
+            self.memory = policy._stepped()
+            self.memory.incremental = _GraphEncoder(self.memory.incremental)
+            self.outputs += [f"next_state_{name}" for name in KVCache._fields]
+            self.examples["episode_start"] = th.ones(N_EXAMPLES, dtype=th.bool)
+            self.examples |= {f"state_{name}": part for name, part in self.memory.empty(N_EXAMPLES)._asdict().items()}
+        if with_masks:
+            if not isinstance(policy.distribution, Categoricals):
+                raise ValueError(
+                    "action_masks=True is for Discrete, MultiDiscrete and MultiBinary actions, but this policy's are a Box: "
+                    "leave it out."
+                )
+            self.examples["action_masks"] = th.ones((N_EXAMPLES, policy.distribution.mask_dim), dtype=th.bool)
+
+    def forward(self, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param inputs: As the examples, N rows each
+        :return: Actions as the environment takes them [N, *action_shape], and the next state
+        """
+        given = dict(zip(self.examples, inputs, strict=True))
+        masks = given.get("action_masks")
+        entries: Obs = {name.removeprefix("obs_"): part for name, part in given.items() if name.startswith("obs_")}
+        obs = entries or given["obs"]
+        policy, memory = self.policy, self.memory
+        if memory is None:
+            parameters = policy.action_parameters(policy.mlp_actor_latent(obs), None, masks)
+            return (self._for_env(policy.distribution.sample(parameters, policy.log_std_or_none, True)[0]),)
+        cache = KVCache._make(given[f"state_{name}"].clone() for name in KVCache._fields)
+        cache.position.clamp_(min=memory.incremental.n_before)  # zeros, at an episode's start, are a state too
+        output = memory.step_tensors(obs, cache, given["episode_start"])
+        parameters, _ = policy._decide(obs, output, masks, policy.tilts)
+        actions, _ = policy.distribution.sample(parameters, policy.log_std_or_none, True)
+        cache.previous_action.copy_(actions)
+        return self._for_env(actions), *cache
+
+    def _for_env(self, actions: th.Tensor) -> th.Tensor:
+        """As :meth:`~sb3_attention_ac.policies.AttentionActorCriticPolicy.actions_for_env`"""
+        space = self.policy.action_space
+        actions = actions.reshape(-1, *(space.shape or ()))
+        if not isinstance(space, spaces.Box):
+            start = getattr(space, "start", 0)
+            return actions + th.as_tensor(start) if np.any(start) else actions
+        low, high = th.as_tensor(space.low), th.as_tensor(space.high)
+        return low + 0.5 * (actions + 1.0) * (high - low) if self.policy.squash_output else actions.clamp(low, high)
+
+
+def _example(space: spaces.Space[Any]) -> th.Tensor:
+    return th.as_tensor(np.zeros((N_EXAMPLES, *(space.shape or ())), space.dtype))
+
+
+def export_onnx(
+    model: AttentionActorCritic, path: str | os.PathLike[str], action_masks: bool | None = None, **kwargs: Any
+) -> None:
+    """
+    Write a model's actor to an ONNX file: what ``predict(..., deterministic=True)`` does, for any number N of environments.
+
+    Inputs, in this order:
+
+    - ``obs`` [N, \\*obs_shape], or ``obs_<key>`` for each entry of Dict observations that the actor reads
+    - with a memory ``episode_start`` [N], and the state: ``state_<name>`` for each field of
+      :class:`~sb3_attention_ac.networks.kv_cache.KVCache`. Begin with zeros, or with the arrays of a state of ``predict``
+    - with action masks ``action_masks`` [N, mask_dim], True where an action is allowed
+
+    Outputs: ``action`` [N, \\*action_shape], as the environment takes it, and with a memory ``next_state_<name>``.
+
+    :param model: The model
+    :param path: Where to write the file
+    :param action_masks: Whether action masks are an input; None for yes if the model was trained with some
+    :param kwargs: For :func:`torch.onnx.export`, e.g. ``opset_version``
+    :raises ImportError: If the packages that PyTorch needs to export are not installed
+    :raises ValueError: If masks are asked for and the action space knows none
+    """
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install 'sb3_attention_ac[onnx]'.")
+    policy = copy.deepcopy(model.policy).to("cpu")
+    policy.set_training_mode(False)
+    actor = _Actor(policy, bool(model.use_masking if action_masks is None else action_masks))
+    n_envs = th.export.Dim("n_envs")
+    with th.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of itself
+        th.onnx.export(
+            actor.eval(),
+            tuple(actor.examples.values()),
+            path,
+            input_names=list(actor.examples),
+            output_names=actor.outputs,
+            dynamic_shapes=(tuple({0: n_envs} for _ in actor.examples),),
+            **{"dynamo": True, "external_data": False, "verbose": False, **kwargs},
+        )
