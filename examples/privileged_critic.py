@@ -1,5 +1,6 @@
 """
-A critic that sees more than the actor: a pendulum whose gravity, mass and length are drawn anew in each episode. While training,
+A critic that sees more than the actor: a pendulum whose gravity, mass and length are drawn anew in each episode. While
+training,
 the critic is told what they are; the actor never is, and acts without them.
 
     python examples/privileged_critic.py
