@@ -4,7 +4,8 @@ Write the tables of README.md, docs/results and docs/zoo.md from the last return
     python benchmarks/last_returns.py
 
 In a page, a table stands between two comments. ``suite`` selects rows of the file, ``rows`` says what a row of the table is
-(task or variant); tasks=A,B (may be left out) selects some of the tasks. The first table of docs/results/index.md is made of what benchmarks/highlights.csv names:
+(task or variant); tasks=A,B (may be left out) selects some of the tasks. The first table of docs/results/index.md is
+made of what benchmarks/highlights.csv names:
 
     <!-- table: popgym/last_returns.csv suite=recall rows=task -->
     <!-- end of table -->

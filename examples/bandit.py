@@ -59,7 +59,7 @@ def main() -> None:
             seed=args.seed,
             device="cpu",
         )
-        model.learn(args.steps)
+        model.learn(args.steps, progress_bar=True)
         evaluation_env = make_vec_env(Bandit, n_envs=10, seed=10_000 + args.seed, wrapper_class=wrapper)
         mean, _ = evaluate_policy(model, evaluation_env, n_eval_episodes=args.episodes)
         print(f"{'without' if wrapper is None else 'with'} PreviousActionReward: {mean:.1f}", flush=True)

@@ -17,6 +17,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.inspection import collect_trajectory, predict_next
+from sb3_attention_ac.type_aliases import TrajectoryWindows
+
+
+def first_episode(windows: TrajectoryWindows) -> TrajectoryWindows:
+    """:return: The first episode alone: after its last step comes the next one's first observation, which no action led to"""
+    return windows.first(int((windows.episode_ids[0] == windows.episode_ids[0, 0]).sum()))
 
 
 def table(rewards: th.Tensor, features: th.Tensor) -> np.ndarray:
@@ -49,7 +55,7 @@ def main() -> None:
     parser.add_argument("--stats", help="The model's vecnormalize.pkl, if it was trained with VecNormalize")
     parser.add_argument("--env", default="Pendulum-v1", help="Environment ID")
     parser.add_argument("--steps", type=int, default=20_000, help="Number of training steps")
-    parser.add_argument("--length", type=int, default=200, help="Number of steps of the trajectory")
+    parser.add_argument("--length", type=int, default=200, help="Number of steps, up to the end of the episode")
     parser.add_argument("--out", default="prediction.png", help="Where to save the picture")
     args = parser.parse_args()
 
@@ -63,7 +69,7 @@ def main() -> None:
     if args.stats is not None:  # observations and rewards as in training
         env = VecNormalize.load(args.stats, env)
         env.training = False
-    windows = collect_trajectory(model, env, args.length + 1)
+    windows = first_episode(collect_trajectory(model, env, args.length + 1))
     # The action taken at a step, and what it led to, are written in the step after it
     actions, rewards = windows.previous_actions[:, 1:], windows.previous_rewards[:, 1:]
     features = model.policy.encode_windows(windows, 1).features[:, 1:].detach()

@@ -1,7 +1,7 @@
 """
-A critic that sees more than the actor: a pendulum whose gravity, mass and length are drawn anew in each episode. While training,
-the critic is told what they are; the actor never is, and acts without them. What the critic knows shows in its values at once;
-whether the actor gains by it depends on the task, and one seed does not tell.
+A critic that sees more than the actor: a pendulum whose gravity, mass and length are drawn anew in each episode. While
+training, the critic is told what they are; the actor never is, and acts without them. What the critic knows shows in its
+values; whether the actor gains by it depends on the task, and one seed does not tell.
 
     python examples/privileged_critic.py
 """

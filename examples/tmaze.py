@@ -72,7 +72,7 @@ def main() -> None:
         model = algorithm(
             "MlpPolicy", env, n_steps=128, batch_size=256, policy_kwargs=policy_kwargs, seed=args.seed, device="cpu"
         )
-        model.learn(args.steps)
+        model.learn(args.steps, progress_bar=True)
         evaluation_env = make_vec_env(TMaze, n_envs=10, seed=10_000 + args.seed, env_kwargs={"length": args.length})
         mean, _ = evaluate_policy(model, evaluation_env, n_eval_episodes=args.episodes)
         print(f"{name}: {mean:.2f}", flush=True)

@@ -49,18 +49,23 @@ class _Actor(nn.Module):
     """
     What is exported: a policy's deterministic actions, tensors in, tensors out.
 
-    :param policy: The policy
+    :param policy: The policy, which is changed
     :param with_masks: Whether action masks are an input
     """
 
     def __init__(self, policy: AttentionActorCriticPolicy, with_masks: bool):
         super().__init__()
-        self.policy = policy
+        self.policy, self.tilts = policy, policy.tilts
         self.memory: MemoryActor | None = None
         self.outputs = ["action"]
         space = policy.observation_space
+        if self.tilts and policy.actor_keys != policy.critic_keys:
+            raise ValueError(
+                "A model with attention_q and different actor_keys and critic_keys has no ONNX form: use the same."
+            )
         if isinstance(space, spaces.Dict):
-            read = set(policy.actor_keys or ()) | set((policy.critic_keys or ()) if policy.tilts else ())
+            read = policy.actor_keys or ()
+            policy.critic_keys = policy.actor_keys  # no others are given
             self.examples = {f"obs_{key}": _example(part) for key, part in space.spaces.items() if key in read}
         else:
             self.examples = {"obs": _example(space)}
@@ -94,7 +99,7 @@ class _Actor(nn.Module):
         cache = KVCache._make(given[f"state_{name}"].clone() for name in KVCache._fields)
         cache.position.clamp_(min=memory.incremental.n_before)  # zeros, at an episode's start, are a state too
         output = memory.step_tensors(obs, cache, given["episode_start"])
-        parameters, _ = policy._decide(obs, output, masks, policy.tilts)
+        parameters, _ = policy._decide(obs, output, masks, self.tilts)
         actions, _ = policy.distribution.sample(parameters, policy.log_std_or_none, True)
         cache.previous_action.copy_(actions)
         return self._for_env(actions), *cache
@@ -134,7 +139,8 @@ def export_onnx(
     :param action_masks: Whether action masks are an input; None for yes if the model was trained with some
     :param kwargs: For :func:`torch.onnx.export`, e.g. ``opset_version``
     :raises ImportError: If the packages that PyTorch needs to export are not installed
-    :raises ValueError: If masks are asked for and the action space knows none
+    :raises ValueError: If masks are asked for and the action space knows none; or if ``attention_q`` changes actions and reads
+        other entries of Dict observations than the actor
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:

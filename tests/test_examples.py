@@ -2,17 +2,22 @@
 
 import functools
 import importlib
+import importlib.util
 import runpy
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch as th
+from matplotlib.figure import Figure
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.inspection import collect_trajectory
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -45,6 +50,33 @@ def test_predict_next(run, tmp_path):
     assert (tmp_path / "prediction.png").is_file()
 
 
+def test_predictions_stop_where_the_episode_ends(monkeypatch, tmp_path):
+    """The next episode's first observation was led to by no action."""
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("predict_next_example", EXAMPLES / "predict_next.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    model = AAC("MlpPolicy", "CartPole-v1", n_steps=64, aux_loss="next_step", seed=0)
+    with th.no_grad():  # always to the right, so that the pole falls
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.copy_(th.tensor([0.0, 1.0]))
+    model.save("model")
+    drawn = {}
+
+    def draw(expected, real, names):
+        drawn.update(expected=expected, real=real)
+        return Figure()
+
+    monkeypatch.setattr(example, "plot_predictions", draw)
+    monkeypatch.setattr(sys, "argv", ["predict_next.py", "--model", "model", "--env", "CartPole-v1", "--length", "100"])
+    example.main()
+    trajectory = collect_trajectory(model, make_vec_env("CartPole-v1", seed=1), 101)
+    length = 1 + int(trajectory.episode_starts[0, 1:].float().argmax())  # steps of the first episode
+    assert 1 < length < 100
+    assert drawn["real"].shape == drawn["expected"].shape == (length - 1, 5)
+    assert np.all(np.diff(drawn["real"][:, 1]) >= 0)  # the cart never jumps back
+
+
 @pytest.mark.slow
 def test_a_normalized_model_is_shown_with_its_statistics(run, tmp_path):
     venv = VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=0))
@@ -64,17 +96,24 @@ def test_compare_ppo_a2c(run, capsys):
     assert [line.split(":")[0] for line in lines] == ["PPO", "A2C", "AttentionActorCritic"]
 
 
+def results(printed: str) -> list[str]:
+    """The lines beside the progress bars, of which there has to be one for each training"""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert sum("100%" in line for line in lines) == 2
+    return [line for line in lines if "%" not in line]
+
+
 @pytest.mark.slow
 def test_bandit(run, capsys):
     run("bandit.py", "--steps", "2560", "--episodes", "10")
-    lines = capsys.readouterr().out.splitlines()
+    lines = results(capsys.readouterr().out)
     assert [line.split(":")[0] for line in lines[1:]] == ["without PreviousActionReward", "with PreviousActionReward"]
 
 
 @pytest.mark.slow
 def test_tmaze(run, capsys):
     run("tmaze.py", "--steps", "20000", "--length", "8")
-    guesses, remembers = (float(line.split(": ")[1]) for line in capsys.readouterr().out.splitlines()[1:])
+    guesses, remembers = (float(line.split(": ")[1]) for line in results(capsys.readouterr().out)[1:])
     assert guesses < 3 and remembers == 4
 
 

@@ -40,6 +40,7 @@ def make_model(actions: str = "Discrete", observations: str = "Box", use_sde: bo
     with th.no_grad():
         for parameter in model.policy.parameters():  # what starts at zero takes part
             parameter.add_(0.3 * th.randn_like(parameter))
+        model.policy.action_net.bias.zero_()
     return model
 
 
@@ -142,7 +143,8 @@ def test_images(memory_actor, tmp_path):
     assert exported.inputs["obs"].shape[1:] == [1, 36, 36] and exported.inputs["obs"].type == "tensor(uint8)"
     rng, state, own, actions = np.random.default_rng(0), None, exported.empty(), []
     for step in range(8):
-        obs, starts = rng.integers(0, 256, (N_ENVS, 1, 36, 36), dtype=np.uint8), np.full(N_ENVS, step == 0)
+        obs = (rng.integers(0, 256, (N_ENVS, 1, 36, 36)) * rng.random((N_ENVS, 1, 1, 1))).astype(np.uint8)
+        starts = np.full(N_ENVS, step == 0)
         expected, state = model.predict(obs, state, starts, deterministic=True)
         action, own = exported(obs, own, starts)
         assert_same(action, expected)
@@ -159,7 +161,7 @@ def memory(tmp_path_factory):
 
 def test_a_memory_actor_over_several_chunks(memory):
     """The check is in the fixture"""
-    _model, exported = memory
+    _, exported = memory
     assert len(exported.state_names) == len(KVCache._fields)
     assert exported.inputs["state_position"].shape == ["n_envs"]
 
@@ -172,10 +174,9 @@ def test_environments_at_different_places_in_their_chunks(memory):
     states: list[Any] = [None]
     for step in range(12):
         states.append(model.predict(obs[step], states[-1], nobody, deterministic=True)[1])
-    state = tuple(
-        np.stack([part[age][env] for env, age in enumerate((3, 11, 5))])
-        for part in map(dict, map(enumerate, zip(*states[1:], strict=True)))
-    )
+    ages = (3, 11, 5)
+    parts = zip(*states[1:], strict=True)  # each field's arrays, one of each step
+    state = tuple(np.stack([part[age][env] for env, age in enumerate(ages)]) for part in parts)
     assert len(set(KVCache._make(state).position)) == N_ENVS
     own, everything = list(state), np.ones((N_ENVS, 5), dtype=bool)
     for step in range(12, 30):
@@ -232,6 +233,14 @@ def test_the_model_is_left_as_it_was(tmp_path):
 def test_masks_of_a_box_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"action_masks=True is for Discrete.*are a Box"):
         export_onnx(make_model("Box"), tmp_path / "actor.onnx", action_masks=True)
+
+
+def test_attention_q_with_keys_of_its_own_is_refused(tmp_path):
+    model = make_model("Discrete", "Dict", attention_q=True, actor_keys=["vector"])
+    assert model.policy.attention_q is not None
+    model.policy.attention_q.evidence.fill_(3.0)
+    with pytest.raises(ValueError, match="cannot be exported: train with the same"):
+        export_onnx(model, tmp_path / "actor.onnx")
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
