@@ -31,8 +31,8 @@ def main() -> None:
     args = parser.parse_args()
 
     for name, critic_keys in CRITICS.items():
-        env = make_vec_env(args.env, n_envs=8, seed=args.seed, wrapper_class=HiddenConstants)
-        env = VecNormalize(env, gamma=0.98, norm_obs_keys=ACTOR)  # the constants come scaled
+        vec_env = make_vec_env(args.env, n_envs=8, seed=args.seed, wrapper_class=HiddenConstants)
+        env = VecNormalize(vec_env, gamma=0.98, norm_obs_keys=ACTOR)  # the constants come scaled
         model = AAC(
             "MultiInputPolicy",
             env,
