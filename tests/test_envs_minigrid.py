@@ -58,6 +58,18 @@ def test_success_is_a_reward_at_the_end():
     assert infos[-1]["is_success"] is False
 
 
+def test_a_step_into_lava_is_no_success():
+    env = MiniGridView(gym.make("MiniGrid-LavaGapS5-v0"))
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    terminated, reward = False, 1
+    while not terminated or reward > 0:
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        if (terminated and reward > 0) or truncated:
+            env.reset()
+    assert info["is_success"] is False
+
+
 def test_other_observations_are_refused():
     with pytest.raises(ValueError, match="MiniGrid's Dict observation"):
         MiniGridView(gym.make("CartPole-v1"))
