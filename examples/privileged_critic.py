@@ -1,7 +1,7 @@
 """
-A critic that sees more than the actor: a pendulum whose gravity, mass and length are drawn anew in each episode. While
-training, the critic is told what they are; the actor never is, and acts without them. What the critic knows shows in its
-values; whether the actor gains by it depends on the task, and one seed does not tell.
+A critic that sees more than the actor: a pole on a cart, with gravity, masses, length and force drawn anew in each episode.
+While training, the critic is told what they are; the actor never is, and acts without them. What the critic knows shows in
+its values; whether the actor gains by it depends on the task, and one seed does not tell.
 
     python examples/privileged_critic.py
 """
@@ -23,16 +23,16 @@ CRITICS = {"the critic sees what the actor sees": ["observation"], "and the cons
 def main() -> None:
     """Train with and without the privileged key, and evaluate both actors without it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="Pendulum-v1", help="Gymnasium environment that HiddenConstants knows")
-    parser.add_argument("--steps", type=int, default=60_000, help="Number of steps, over all environments")
+    parser.add_argument("--env", default="CartPole-v1", help="Gymnasium environment that HiddenConstants knows")
+    parser.add_argument("--steps", type=int, default=30_000, help="Number of steps, over all environments")
     parser.add_argument("--episodes", type=int, default=40, help="Number of episodes of the evaluation")
     parser.add_argument("--seed", type=int, default=0, help="Seed")
     parser.add_argument("--no-progress", action="store_true", help="Show no progress bar")
     args = parser.parse_args()
 
     for name, critic_keys in CRITICS.items():
-        vec_env = make_vec_env(args.env, n_envs=8, seed=args.seed, wrapper_class=HiddenConstants)
-        env = VecNormalize(vec_env, gamma=0.98, norm_obs_keys=ACTOR)  # the constants come scaled
+        venv = make_vec_env(args.env, n_envs=8, seed=args.seed, wrapper_class=HiddenConstants)
+        env = VecNormalize(venv, gamma=0.98, norm_obs_keys=ACTOR)  # the constants come scaled
         model = AAC(
             "MultiInputPolicy",
             env,
