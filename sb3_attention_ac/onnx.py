@@ -61,7 +61,8 @@ class _Actor(nn.Module):
         space = policy.observation_space
         if self.tilts and policy.actor_keys != policy.critic_keys:
             raise ValueError(
-                "A model with attention_q and different actor_keys and critic_keys has no ONNX form: use the same."
+                f"attention_q=True with actor_keys={policy.actor_keys} and critic_keys={policy.critic_keys} cannot be "
+                "exported: train with the same for both."
             )
         if isinstance(space, spaces.Dict):
             read = policy.actor_keys or ()

@@ -104,6 +104,7 @@ def results(printed: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:rich is experimental")  # of tqdm, about its bar
 def test_bandit(run, capsys):
     run("bandit.py", "--steps", "2560", "--episodes", "10")
     lines = results(capsys.readouterr().out)
@@ -111,6 +112,7 @@ def test_bandit(run, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:rich is experimental")  # of tqdm, about its bar
 def test_tmaze(run, capsys):
     run("tmaze.py", "--steps", "20000", "--length", "8")
     guesses, remembers = (float(line.split(": ")[1]) for line in results(capsys.readouterr().out)[1:])

@@ -40,6 +40,7 @@ def make_model(actions: str = "Discrete", observations: str = "Box", use_sde: bo
     with th.no_grad():
         for parameter in model.policy.parameters():  # what starts at zero takes part
             parameter.add_(0.3 * th.randn_like(parameter))
+        model.policy.action_net.weight.normal_()  # and actions go by observations
         model.policy.action_net.bias.zero_()
     return model
 
@@ -90,7 +91,7 @@ def check(model: AAC, path, mask_dim: int = 0) -> Exported:
     obs, starts, rng = env.reset(), np.ones(N_ENVS, dtype=bool), np.random.default_rng(0)
     state, own = None, exported.empty()
     seen = []
-    for _ in range(N_STEPS if model.policy.remembers else 5):
+    for _ in range(N_STEPS):
         masks = some_masks(rng, mask_dim) if mask_dim else None
         expected, state = model.predict(obs, state, starts, deterministic=True, action_masks=masks)
         action, own = exported(obs, own, starts, masks)
