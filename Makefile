@@ -48,6 +48,11 @@ tables: $(READY)
 	$(BIN)/python benchmarks/last_returns.py
 	$(BIN)/python benchmarks/pictures.py
 
+mutants: $(READY)
+	$(BIN)/python -m pip install -q -e ".[mutants]"
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
