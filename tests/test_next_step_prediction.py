@@ -172,13 +172,15 @@ def test_predicts_episodes_it_has_not_learned_from():
     env = make_vec_env("Pendulum-v1", n_envs=4, seed=0)
     options = {"n_steps": 256, "batch_size": 64, "learning_rate": 1e-3, "gamma": 0.9, "seed": 0, "device": "cpu"}
     model = AAC("MlpPolicy", env, aux_loss="next_step", aux_coef=1.0, **options).learn(20_480)
-    # Several: one that starts upright has hardly any variance to explain
-    episodes = [collect_trajectory(model, make_vec_env("Pendulum-v1", seed=1000 + i), n_steps=200) for i in range(5)]
+    # Several, by the policy as it acts in training: one that keeps upright has hardly any variance to explain
+    envs = [make_vec_env("Pendulum-v1", seed=1000 + i) for i in range(5)]
+    episodes = [collect_trajectory(model, env, n_steps=200, deterministic=False) for env in envs]
     windows = episodes[0].map(lambda *parts: th.cat(parts), *episodes[1:])
     actions = windows.previous_actions[:, 1:]
     before = windows.first(199)
     expected = predict_next(model.policy, before, actions)
     rewards, observations = windows.previous_rewards[:, 1:], windows.observations[:, 1:]
     assert (expected.rewards - rewards).square().mean() < 0.1 * rewards.var()
-    copied = (windows.observations[:, :-1] - observations).square().mean()
-    assert (expected.features - observations).square().mean() < 0.9 * copied  # as for the masked prediction
+    std = observations.std((0, 1))  # each feature in its own units, as it is learned
+    copied = ((windows.observations[:, :-1] - observations) / std).square().mean()
+    assert ((expected.features - observations) / std).square().mean() < 0.7 * copied
