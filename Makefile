@@ -3,7 +3,7 @@
 #   make test     all checks: ruff, mypy, the layer contract, docs, quick tests
 #   make slow     the tests that train for minutes, install packages into new environments, or kill processes
 #   make docs     the documentation, in docs/_build/html
-#   make tables   the tables of the results pages, from the CSV files in benchmarks/
+#   make tables   the tables of the results pages and the README's picture, from the CSV files in benchmarks/
 #   make mutants  mutation testing of the algorithm (an hour)
 # Variables: PYTHON (interpreter to build .venv with), TORCH (what to install as PyTorch), ENV (environment to train on)
 
@@ -46,6 +46,12 @@ docs: $(READY)
 
 tables: $(READY)
 	$(BIN)/python benchmarks/last_returns.py
+	$(BIN)/python benchmarks/pictures.py
+
+mutants: $(READY)
+	$(BIN)/python -m pip install -q -e ".[mutants]"
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,11 @@
 """
-Write the tables of docs/results and docs/zoo.md from the last returns of single runs (benchmarks/*/*.csv).
+Write the tables of README.md, docs/results and docs/zoo.md from the last returns of single runs (benchmarks/*/*.csv).
 
     python benchmarks/last_returns.py
 
 In a page, a table stands between two comments. ``suite`` selects rows of the file, ``rows`` says what a row of the table is
-(task or variant). The first table of docs/results/index.md is made of what benchmarks/highlights.csv names:
+(task or variant); tasks=A,B (may be left out) selects some of the tasks. The first table of docs/results/index.md is
+made of what benchmarks/highlights.csv names:
 
     <!-- table: popgym/last_returns.csv suite=recall rows=task -->
     <!-- end of table -->
@@ -25,8 +26,10 @@ import pandas as pd
 
 BENCHMARKS = Path(__file__).parent
 DOCS = BENCHMARKS.parent / "docs"
-PAGES = [*sorted((DOCS / "results").glob("*.md")), DOCS / "zoo.md"]
-TABLE = re.compile(r"(<!-- table: (\S+) suite=(\S+) rows=(task|variant) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+PAGES = [DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")), DOCS / "zoo.md"]
+TABLE = re.compile(
+    r"(<!-- table: (\S+) suite=(\S+) rows=(task|variant)(?: tasks=(\S+))? -->\n).*?(<!-- end of table -->)", flags=re.DOTALL
+)
 HIGHLIGHTS = re.compile(r"(<!-- highlights -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 LABELS = {
@@ -135,11 +138,16 @@ def with_tables(page: str) -> str:
     """
 
     def replace(match: re.Match[str]) -> str:
-        start, path, suite, rows, end = match.groups()
+        start, path, suite, rows, tasks, end = match.groups()
         runs = pd.read_csv(BENCHMARKS / path)
         selected = runs[runs["suite"] == suite]
         if selected.empty:
             raise ValueError(f"{path} has no suite {suite!r}: it has {sorted(runs['suite'].unique())}.")
+        if tasks is not None:
+            unknown = set(tasks.split(",")) - set(selected["task"])
+            if unknown:
+                raise ValueError(f"Suite {suite!r} of {path} has no {sorted(unknown)}: {sorted(selected['task'].unique())}.")
+            selected = selected[selected["task"].isin(tasks.split(","))]
         return start + table(selected, rows) + end
 
     page = HIGHLIGHTS.sub(lambda match: match[1] + highlights() + match[2], page)

@@ -13,12 +13,13 @@ from gymnasium import spaces
 from test_compare import REFERENCES, few_repetitions, make_result, make_results
 from test_compare_settings import one_job
 
-from sb3_attention_ac.compare import evaluate
+from sb3_attention_ac.compare import evaluate, figures
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import read_finished
 from sb3_attention_ac.compare.report import write_report
 from sb3_attention_ac.compare.run import run
 from sb3_attention_ac.compare.settings import Protocol
+from sb3_attention_ac.compare.statistics import mean_curves
 from sb3_attention_ac.compare.storage import Evaluation, Result, read_result
 from sb3_attention_ac.compare.tables import tables
 
@@ -157,6 +158,14 @@ def test_training_returns_are_kept(tmp_path: Path, clock: str) -> None:
     assert [evaluation.training for evaluation in result.evaluations[1:]] == [4.0, 4.0]
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("wrapper", [short("TimeLimit", max_episode_steps=4), ["test_compare_evaluation.Quitter"]], ids=str)
+def test_training_by_evaluations_ends_with_the_episodes_too(tmp_path: Path, clock: str, wrapper: list[Any]) -> None:
+    """ARS trains by SB3's evaluate_policy, which believes Monitor alone."""
+    job = one_job("ars", clock, PROTOCOL, "sb3", env_wrapper=wrapper, n_delta=2)
+    assert run(job, tmp_path, "test").steps >= 64
+
+
 def test_an_episode_without_an_end_is_an_error(tmp_path: Path, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "LONGEST_EPISODE", 50)
     with pytest.raises(CompareError, match=r"has not ended after 50 steps\. Give the environment a time limit"):
@@ -176,8 +185,9 @@ def test_returns_that_are_not_finite_are_a_result(tmp_path: Path, clock: str) ->
         assert list(read_finished([result.job], tmp_path / worth)) == [result.job.folder]  # it is not run again
 
 
-def test_a_run_whose_network_diverges_is_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = one_job("ppo", "Pendulum-v1", PROTOCOL, "sb3", n_steps=16, batch_size=16, learning_rate=1e30)
+@pytest.mark.parametrize("algo", ["ppo", "aac"])  # aac stops before its parameters are spoilt
+def test_a_run_whose_network_diverges_is_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str], algo: str) -> None:
+    job = one_job(algo, "Pendulum-v1", PROTOCOL, "sb3", n_steps=16, batch_size=16, learning_rate=1e30)
     result = run(job, tmp_path, "test")
     assert [evaluation.point for evaluation in result.evaluations] == [0, 1, 2]
     assert math.isfinite(result.evaluations[0].score) and result.diverged
@@ -240,6 +250,15 @@ def test_an_environment_on_which_everything_diverges_stays_in_the_report(tmp_pat
         assert "6 of 6 runs of good on B" in text and "6 of 6 runs of poor on B" in text
         assert set(comparison.summaries["seeds"]) == {6}
         assert comparison.runs.loc[comparison.runs["environment"] == "B", "final"].isna().all()
+
+
+def test_curves_keep_their_intervals_where_no_run_has_diverged_yet() -> None:
+    results = [make_result("one", "A", seed, (0.0, 1.0 + seed, 2.0 * seed)) for seed in range(3)]
+    results[1] = diverging(results[1])
+    curves = mean_curves(tables(results, REFERENCES)[0], "steps")
+    assert curves["mean"].notna().tolist() == curves["low"].notna().tolist() == [True, True, False]
+    (axis,) = figures.learning_curves(curves, "steps").axes
+    assert len(axis.collections) == 1  # the shade
 
 
 def test_a_diverged_run_counts_as_the_lowest() -> None:

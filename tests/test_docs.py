@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -20,6 +21,7 @@ MAX_WORDS = 1500  # ten minutes
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from last_returns import PAGES as PAGES_WITH_TABLES  # noqa: E402
 from last_returns import with_tables  # noqa: E402
+from pictures import PICTURE, described, draw, drawn_runs  # noqa: E402
 
 
 def name(page: Path) -> str:
@@ -60,6 +62,28 @@ def test_tables_are_those_of_the_files(page):
     assert page.read_text() == with_tables(page.read_text()), "run: python benchmarks/last_returns.py"
 
 
+def test_the_picture_is_that_of_the_file():
+    with Image.open(PICTURE) as image:
+        assert image.info["Description"] == described(drawn_runs()), "run: python benchmarks/pictures.py"
+
+
+def test_the_picture_shows_every_run():
+    runs = drawn_runs()
+    lines = draw(runs).axes[0].lines
+    shown = [float(y) for line in lines if line.get_gid() == "runs" for y in line.get_ydata()]
+    assert sorted(shown) == sorted(runs["last_return"]) and len(shown) == 45
+    means = [line.get_ydata()[0] for line in lines if line.get_gid() == "mean"]
+    assert sorted(means) == pytest.approx(sorted(runs.groupby(["task", "variant"])["last_return"].mean()))
+
+
+def test_a_table_of_some_tasks():
+    marked = "<!-- table: popgym/last_returns.csv suite=recall rows=task tasks={} -->\n<!-- end of table -->"
+    rows = with_tables(marked.format("RepeatPreviousHard,RepeatFirstEasy")).splitlines()[3:-1]
+    assert [row.split(",")[0] for row in rows] == ["| RepeatFirstEasy", "| RepeatPreviousHard"]
+    with pytest.raises(ValueError, match=r"has no \['Typo'\]"):
+        with_tables(marked.format("Typo"))
+
+
 def snippets(page: Path) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE))
 
@@ -68,7 +92,7 @@ def snippets(page: Path) -> str:
 NOT_RUN = ("compare.md", "tensorboard.md")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page) and page.name not in NOT_RUN], ids=name)
+@pytest.mark.parametrize("page", [page for page in FILES if snippets(page) and page.name not in NOT_RUN], ids=name)
 def test_snippets_run(page, monkeypatch, tmp_path):
     """The snippets of a page, one after the other, each training for one rollout."""
     monkeypatch.chdir(tmp_path)
@@ -78,7 +102,7 @@ def test_snippets_run(page, monkeypatch, tmp_path):
         return learn(self, 1, *args, **kwargs)
 
     monkeypatch.setattr(OnPolicyAlgorithm, "learn", learn_a_rollout)
-    code = re.sub(r"range\(\d+\)", "range(3)", snippets(page))
+    code = re.sub(r"\brange\(\d+\)", "range(3)", snippets(page))
     exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
 
 

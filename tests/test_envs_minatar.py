@@ -4,12 +4,17 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from gymnasium import spaces
+from rl_zoo3 import exp_manager
+from rl_zoo3.utils import get_wrapper_class
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.policies import ActorCriticCnnPolicy
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
 
 pytest.importorskip("minatar", exc_type=ImportError)
+from sb3_attention_ac.envs import minatar
 from sb3_attention_ac.envs.minatar import MinAtarCNN, MinAtarImage
 
 GAMES = {"Asterix": 4, "Breakout": 4, "Freeway": 7, "Seaquest": 10, "SpaceInvaders": 6}
@@ -47,17 +52,34 @@ def test_the_network_tells_every_entry_apart(game):
     assert features.shape == (size + 1, 8) and len(th.unique(features, dim=0)) == size + 1
 
 
-def test_sb3s_policy_takes_it_untouched():
+def test_sb3_leaves_it_untouched():
     venv = make_vec_env("MinAtar/Seaquest-v1", n_envs=2, seed=0, wrapper_class=MinAtarImage)
     observations = venv.reset()
-    policy = ActorCriticCnnPolicy(
-        venv.observation_space, venv.action_space, lambda _: 1e-3, net_arch=[], features_extractor_class=MinAtarCNN
-    )
-    seen = []
-    policy.features_extractor.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    actions, _ = policy.predict(observations)
-    assert actions.shape == (2,)
-    np.testing.assert_array_equal(seen[0], observations)
+    images = preprocess_obs(obs_as_tensor(observations, "cpu"), venv.observation_space)
+    assert images.dtype == th.float32
+    np.testing.assert_array_equal(images, observations)
+    assert MinAtarCNN(venv.observation_space)(images).shape == (2, 128)
+
+
+@pytest.mark.slow
+def test_ppo_and_a2c_learn_with_it():
+    venv = make_vec_env("MinAtar/Breakout-v1", n_envs=2, seed=0, wrapper_class=MinAtarImage)
+    for algorithm, policy in ((PPO, "CnnPolicy"), (A2C, "MlpPolicy")):
+        policy_kwargs = {"features_extractor_class": MinAtarCNN, "net_arch": []}
+        model = algorithm(policy, venv, n_steps=32, policy_kwargs=policy_kwargs, device="cpu")
+        before = [parameter.clone() for parameter in model.policy.features_extractor.parameters()]
+        model.learn(64)
+        after = model.policy.features_extractor.parameters()
+        assert all(not th.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_the_documented_configuration_is_one():
+    entries = yaml.safe_load(minatar.__doc__.split("::\n")[1].split("\n\nIt needs")[0])
+    (task, entry), *_ = entries.items()
+    env = get_wrapper_class(entry)(gym.make(task))
+    # As RL Zoo does it
+    kwargs = eval(entry["policy_kwargs"], vars(exp_manager))
+    assert kwargs["features_extractor_class"](env.observation_space).features_dim == 128
 
 
 def test_other_observations_are_refused():

@@ -4,12 +4,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
+from rl_zoo3 import exp_manager
+from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecFrameStack
 
+from sb3_attention_ac.envs import minigrid
 from sb3_attention_ac.envs.minigrid import MiniGridOneHot, MiniGridView
 
 pytest.importorskip("minigrid")
@@ -52,6 +58,18 @@ def test_success_is_a_reward_at_the_end():
     assert infos[-1]["is_success"] is False
 
 
+def test_a_step_into_lava_is_no_success():
+    env = MiniGridView(gym.make("MiniGrid-LavaGapS5-v0"))
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    terminated, reward = False, 1
+    while not terminated or reward > 0:
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        if (terminated and reward > 0) or truncated:
+            env.reset()
+    assert info["is_success"] is False
+
+
 def test_other_observations_are_refused():
     with pytest.raises(ValueError, match="MiniGrid's Dict observation"):
         MiniGridView(gym.make("CartPole-v1"))
@@ -92,12 +110,33 @@ def test_the_network_sees_categories_not_sizes():
     assert [int(channels[i, :11, 3, 3].argmax()) for i in range(3)] == [5, 6, 1]
 
 
-def test_ppo_learns_with_it_and_takes_it_for_no_image():
-    venv = make_vec_env(TASK, n_envs=2, wrapper_class=MiniGridView, seed=0)
-    stacked = VecFrameStack(venv, 2)
+def test_sb3_leaves_it_untouched():
+    venv = VecFrameStack(make_vec_env(TASK, n_envs=2, wrapper_class=MiniGridView, seed=0), 2)
+    venv.reset()
+    observations, *_ = venv.step(np.array([0, 1]))
+    views = preprocess_obs(obs_as_tensor(observations, "cpu"), venv.observation_space)
+    assert views.dtype == th.float32 and views.shape == (2, 2 * 147)
+    np.testing.assert_array_equal(views, observations)
+    assert MiniGridOneHot(venv.observation_space, n_frames=2)(views).shape == (2, 128)
+
+
+@pytest.mark.slow
+def test_ppo_learns_with_it():
+    venv = VecFrameStack(make_vec_env(TASK, n_envs=2, wrapper_class=MiniGridView, seed=0), 2)
     kwargs = {"features_extractor_class": MiniGridOneHot, "features_extractor_kwargs": {"n_frames": 2}, "net_arch": [8]}
-    model = PPO("MlpPolicy", stacked, n_steps=8, batch_size=16, n_epochs=1, policy_kwargs=kwargs, device="cpu").learn(16)
-    assert model.get_env().observation_space.shape == (2 * 147,)  # neither transposed nor a picture
-    observations = stacked.reset()
-    action, _ = model.predict(observations)
-    assert action.shape == (2,)
+    model = PPO("MlpPolicy", venv, n_steps=8, batch_size=16, n_epochs=1, policy_kwargs=kwargs, device="cpu")
+    before = [parameter.clone() for parameter in model.policy.features_extractor.parameters()]
+    model.learn(16)
+    assert model.get_env().observation_space.shape == (2 * 147,)  # neither transposed nor taken for a picture
+    after = model.policy.features_extractor.parameters()
+    assert all(not th.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_the_documented_configuration_is_one():
+    entries = yaml.safe_load(minigrid.__doc__.split("::\n")[1].split("\n\nFor PPO")[0])
+    (task, entry), *_ = entries.items()
+    env = get_wrapper_class(entry)(gym.make(task))
+    # As RL Zoo does it
+    kwargs = eval(entry["policy_kwargs"], vars(exp_manager))
+    assert kwargs["features_extractor_class"](env.observation_space).features_dim == 128
+    assert eval(entry["normalize"]) == {"norm_obs": False, "norm_reward": True}

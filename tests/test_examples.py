@@ -120,6 +120,22 @@ def test_tmaze(run, capsys):
 
 
 @pytest.mark.slow
+def test_masks_and_memory(run, capsys):
+    run("masks_and_memory.py", "--steps", "2048", "--episodes", "10", "--no-progress")
+    shots = {line.split(":")[0]: float(line.split(": ")[1].split()[0]) for line in capsys.readouterr().out.splitlines()}
+    assert list(shots) == ["masks alone (MaskablePPO)", "memory alone (AAC)", "masks and memory (AAC)"]
+    without = shots.pop("memory alone (AAC)")
+    assert max(shots.values()) <= 16 < without  # masks forbid to shoot at a cell twice
+
+
+@pytest.mark.slow
+def test_privileged_critic(run, capsys):
+    run("privileged_critic.py", "--steps", "1024", "--episodes", "2", "--no-progress")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[1].startswith("and the constants: ") and "without the constants: " in lines[2]
+
+
+@pytest.mark.slow
 def test_inspect_attention_with_memory(run, tmp_path):
     run("inspect_attention.py", "--steps", "1024", "--length", "12", "--out", "memory.png")
     assert (tmp_path / "memory.png").is_file()

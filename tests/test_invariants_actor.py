@@ -76,11 +76,19 @@ def test_an_empty_buffer_holds_no_past(rollout):
     check_stepping(rollout, from_start=False)
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gSDE": {"use_sde": True, "action_space": ACTION_SPACES["Box"]},
+    "ages": {"age_input": True},
+    "landmarks": {"n_landmarks": 2, "age_input": True},
+    "more landmarks than steps": {"n_landmarks": 9, "n_layers": 2},
+}
+
+
 @FEW
 @given(rollouts)
-@pytest.mark.parametrize("age_input", [False, True])
-def test_stepping_with_gsde_or_ages(age_input, rollout):
-    check_stepping(rollout, use_sde=not age_input, age_input=age_input, action_space=ACTION_SPACES["Box"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_stepping_with_every_option(option, rollout):
+    check_stepping(rollout, **OPTIONS[option])
 
 
 @pytest.mark.parametrize("use_sde", [False, True])
@@ -162,9 +170,9 @@ def test_first_ratio_is_one(actor, name, rollout):
 @FEW
 @given(rollouts)
 @pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("option", ["masks", "Q_att", "Q_att and masks", "gSDE", "squashed gSDE", "ages"])
+@pytest.mark.parametrize("option", ["masks", "Q_att and masks", "gSDE", "squashed gSDE", "landmarks"])
 def test_first_ratio_is_one_with_every_option(option, actor, rollout):
-    kwargs: dict[str, Any] = {**ACTORS[actor], "attention_q": "Q_att" in option, "age_input": option == "ages"}
+    kwargs: dict[str, Any] = {**ACTORS[actor], "attention_q": "Q_att" in option, "n_landmarks": 2 * (option == "landmarks")}
     kwargs |= {"use_sde": "gSDE" in option, "squash_output": "squashed" in option}
     check_first_ratio("Box" if "gSDE" in option else "MultiDiscrete", kwargs, rollout, "masks" in option)
 

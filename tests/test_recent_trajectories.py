@@ -33,7 +33,7 @@ def test_draws_from_the_most_recent_trajectories(n_trajectories):
         recent.add(buffer)
         counts.append(trajectory_recency(buffer.episode_ids)[1])
     seen = set()
-    for _ in range(40):
+    for _ in range(200):
         batch = recent.sample(4, 6)
         seen |= {int(r) for r in batch.returns.unique()}
         assert batch.eligible.any()
@@ -52,7 +52,6 @@ def test_only_steps_of_trajectories_in_reach_may_be_masked():
             buffer.add(*args)
         buffer.returns = buffer.rewards + 100
         recent.add(buffer)
-    np.random.seed(0)
     n_of_old, picked = 0, set()
     for _ in range(300):
         batch = recent.sample(1, 2)

@@ -1,9 +1,12 @@
 """What the environment itself lived through, whatever the wrappers around it make of it."""
 
+import time
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.env_util import is_wrapped
 
 
 @dataclass
@@ -52,6 +55,34 @@ class EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
         episode.total += float(step[1])
         episode.length += 1
         return step
+
+
+class EndReporter(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Says that an episode has ended where ``Monitor`` cannot. Without it SB3's ``evaluate_policy``, by which ARS trains, waits
+    for ever for the end of an episode that a wrapper cuts off.
+
+    :param env: The environment with the wrappers of the user
+    :param episodes: What its :class:`EpisodeRecorder` records
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], episodes: list[Episode]) -> None:
+        super().__init__(env)
+        self.episodes = episodes
+        self.has_lives = is_wrapped(env, EpisodicLifeEnv)
+        self.start = time.time()
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        :param action: For the environment
+        :return: What it returns
+        """
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if (truncated or (terminated and not self.has_lives)) and "episode" not in info:
+            now = self.episodes[-1]
+            ended = {"r": round(now.total, 6), "l": now.length, "t": round(time.time() - self.start, 6)}
+            info = {**info, "episode": ended}
+        return observation, reward, terminated, truncated, info
 
 
 def take_finished(episodes: list[Episode]) -> list[Episode]:

@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_attention_ac.compare.episodes import Episode, EpisodeRecorder
+from sb3_attention_ac.compare.episodes import EndReporter, Episode, EpisodeRecorder
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.evaluate import EvaluationCallback, RecordedEnv
 from sb3_attention_ac.compare.names import known_algorithms
@@ -146,7 +146,7 @@ class RecordingManager(ExperimentManager):
         def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
             recorder = EpisodeRecorder(env)
             self.episodes.append(recorder.episodes)
-            return recorder if given is None else given(recorder)
+            return EndReporter(recorder if given is None else given(recorder), recorder.episodes)
 
         self.env_wrapper = wrap
         try:

@@ -67,11 +67,12 @@ def _has_diverged(model: BaseAlgorithm, error: Exception) -> bool:
     """
     :param model: Model whose training or evaluation ended in an error
     :param error: The error
-    :return: Whether training has spoilt the network: its parameters are not finite, or so large that it gives no distribution
+    :return: Whether training has spoilt the network: the algorithm has noticed a number that is not finite, the parameters are
+        not finite, or they are so large that no distribution comes of them
     """
     no_distribution = isinstance(error, ValueError) and "to satisfy the constraint" in str(error)  # PyTorch's words
     finite = all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
-    return model.num_timesteps > 0 and (no_distribution or not finite)
+    return model.num_timesteps > 0 and (isinstance(error, FloatingPointError) or no_distribution or not finite)
 
 
 def _arguments(model: BaseAlgorithm) -> dict[str, str]:

@@ -13,7 +13,12 @@ For a simulator of your own, write one function that puts values into it, and sa
 
     env = HiddenConstants(MyEnv(), {"payload": (0.0, 5.0)}, set_constants)
 
-The observation becomes a Dict of ``observation`` and ``privileged``.
+The observation becomes a Dict of ``observation`` and ``privileged``. In RL Zoo's format::
+
+    Pendulum-v1:
+      env_wrapper:
+        - sb3_attention_ac.wrappers.HiddenConstants: {ranges: {gravity: [5.0, 15.0]}}
+      policy: MultiInputPolicy
 """
 
 from collections.abc import Callable, Mapping, Sequence
