@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
-from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
 from sb3_attention_ac.optim import QuickAdam, clip_gradients
 from sb3_attention_ac.policies import (
     AttentionActorCriticCnnPolicy,
@@ -265,8 +265,11 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, architecture.n_layers)
         if self.batch_size is None:
             rollout = self.n_steps * (1 if self.env is None else self.n_envs)
-            default = architecture.default_batch_size
-            self.batch_size = min(default, rollout) if self.policy.memory_actor else default
+            self.batch_size = architecture.default_batch_size
+            if self.policy.memory_actor:  # whole windows
+                longest = self.rollout_buffer_kwargs.get("chunk_length", architecture.longest_chunk)
+                window = equal_chunks(self.n_steps, longest)
+                self.batch_size = max(min(self.batch_size, rollout) // window, 1) * window
         if self.aux_loss == "auto":
             self.aux_loss = list(targets) or None
         if self.aux_coef is None and targets:

@@ -23,22 +23,23 @@ class StateUse:
     """
     Notices two silent mistakes in ``predict`` loops: the state is not passed on, or nobody says where episodes start.
 
-    contrib's ``evaluate_policy`` drops the state where it uses action masks, but says where episodes start: a call without a
-    state that says that episodes go on is given the last one.
+    contrib's ``evaluate_policy`` with action masks never passes the state on, but says where episodes start: a call with masks
+    and without a state that says that episodes go on is given the last one.
     """
 
     def __init__(self) -> None:
         self.without_state = self.without_start = 0
         self.last: tuple[np.ndarray, ...] | None = None
 
-    def resolve(self, state: Any, episode_start: np.ndarray | None) -> Any:
+    def resolve(self, state: Any, episode_start: np.ndarray | None, masked: bool) -> Any:
         """
         :param state: What ``predict`` was given
         :param episode_start: Likewise
+        :param masked: Whether it was given action masks
         :return: The state to go on from; None to start without a past
         """
-        if state is None and episode_start is not None and not np.all(episode_start) and self.last is not None:
-            if len(self.last[0]) == np.size(episode_start):
+        if masked and state is None and episode_start is not None and not np.all(episode_start):
+            if self.last is not None and len(self.last[0]) == np.size(episode_start):
                 return self.last
         self.note(state, episode_start)
         return state

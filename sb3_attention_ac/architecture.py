@@ -166,17 +166,7 @@ class MemoryActorArchitecture(Architecture):
 
     def build(self, mlp_extractor: Any, features_dims: tuple[int, int], action_space: spaces.Space[Any]) -> Networks:
         n = self.local_window
-        extra = AGE_FEATURES if self.age_input else 0
-        if n > 1 or extra > 0:
-            mlps = {"policy_net": features_dims[0], "value_net": features_dims[1]}
-            for name, features_dim in mlps.items():
-                mlp = getattr(mlp_extractor, name, None)
-                if not isinstance(mlp, nn.Sequential):
-                    raise ValueError(
-                        f"local_window={n} and age_input={self.age_input} widen the first layer of mlp_extractor.{name}, "
-                        f"which has to be a torch.nn.Sequential, but is {type(mlp).__name__}: use local_window=1."
-                    )
-                setattr(mlp_extractor, name, widened(mlp, features_dim, features_dim * n + extra))
+        self._widen(mlp_extractor, features_dims)
         latent_dims = mlp_extractor.latent_dim_pi, mlp_extractor.latent_dim_vf
         # The policy that learns has to be the one that acted: no dropout in its encoder
         encoder = self.encoder(latent_dims[0], self.events(action_space, reads_rewards=False).dim)
@@ -185,6 +175,22 @@ class MemoryActorArchitecture(Architecture):
         if not self.share_encoder:
             own = self.encoder(latent_dims[1], self.events(action_space, reads_rewards=True).dim, self.dropout)
         return Networks(actor, HistoryNetwork(latent_dims[1], n, own, self.hidden_dim, reads_age=self.age_input), None)
+
+    def _widen(self, mlp_extractor: Any, features_dims: tuple[int, int]) -> None:
+        """Let the MLPs read the frames before the current one, and the age of the episode."""
+        n, extra = self.local_window, AGE_FEATURES if self.age_input else 0
+        wide = {f"local_window={n}": "local_window=1"} if n > 1 else {}
+        wide |= {"age_input=True": "age_input=False"} if self.age_input else {}
+        if not wide:
+            return
+        for name, features_dim in zip(("policy_net", "value_net"), features_dims, strict=True):
+            mlp = getattr(mlp_extractor, name, None)
+            if not isinstance(mlp, nn.Sequential):
+                raise ValueError(
+                    f"{' and '.join(wide)} widens the first layer of mlp_extractor.{name}, which has to be a "
+                    f"torch.nn.Sequential, but is {type(mlp).__name__}: use {' and '.join(wide.values())}."
+                )
+            setattr(mlp_extractor, name, widened(mlp, features_dim, features_dim * n + extra))
 
     def parameter_groups(self, parameters: Sequence[nn.Parameter], attention: Sequence[nn.Module | None]) -> Any:
         return parameters

@@ -528,7 +528,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             )
         obs, vectorized_env = self.obs_to_tensor(observation)
         if self.remembers:
-            state = self.state_use.resolve(state, episode_start)
+            state = self.state_use.resolve(state, episode_start, action_masks is not None)
             stepped, n = self._stepped(), len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
             cache = stepped.from_state(state, n)
             output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))

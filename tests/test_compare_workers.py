@@ -175,6 +175,7 @@ gymnasium.register("Beside-v0", CartPoleEnv, max_episode_steps=20)
 """
 
 
+@pytest.mark.slow
 def test_an_environment_of_a_notebook_is_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +192,7 @@ def test_an_environment_of_a_notebook_is_refused_before_anything_runs(
     assert launcher._idle.empty()
 
 
+@pytest.mark.slow
 def test_modules_are_found_where_this_process_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a script that is run from elsewhere, or in a folder that a notebook has added."""
     (tmp_path / "beside_the_script.py").write_text(MODULE)

@@ -92,7 +92,13 @@ def snippets(page: Path) -> str:
 NOT_RUN = ("compare.md", "tensorboard.md")
 
 
-@pytest.mark.parametrize("page", [page for page in FILES if snippets(page) and page.name not in NOT_RUN], ids=name)
+PAGES = [page for page in FILES if snippets(page) and page.name not in NOT_RUN]
+SLOW = ("onnx.md",)  # to export takes a while
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=name(page)) for page in PAGES]
+)
 def test_snippets_run(page, monkeypatch, tmp_path):
     """The snippets of a page, one after the other, each training for one rollout."""
     monkeypatch.chdir(tmp_path)

@@ -391,6 +391,7 @@ def test_predict_gives_the_log_probabilities_that_are_trained(n_steps, context_l
     th.testing.assert_close(*compared, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:batch_size=")  # not a multiple of every chunk length
 @FEW
 @given(st.integers(1, 40), st.integers(1, 20), st.booleans())
 def test_the_algorithm_gives_the_policy_the_chunks_of_its_buffer(n_steps, context_length, memory_actor):

@@ -160,6 +160,7 @@ def memory(tmp_path_factory):
     return model, check(model, tmp_path_factory.mktemp("memory"), mask_dim=5)
 
 
+@pytest.mark.slow
 def test_a_memory_actor_over_several_chunks(memory):
     """The check is in the fixture"""
     _, exported = memory
@@ -167,6 +168,7 @@ def test_a_memory_actor_over_several_chunks(memory):
     assert exported.inputs["state_position"].shape == ["n_envs"]
 
 
+@pytest.mark.slow
 def test_environments_at_different_places_in_their_chunks(memory):
     """A state of ``predict`` can be gone on with, and only those caches that are full are made anew."""
     model, exported = memory
@@ -188,6 +190,7 @@ def test_environments_at_different_places_in_their_chunks(memory):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_any_number_of_environments(memory):
     model, exported = memory
     obs = np.random.default_rng(3).uniform(-1, 1, (7, 3)).astype(np.float32)
