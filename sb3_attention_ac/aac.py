@@ -313,7 +313,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self._sample_noise(env.num_envs)
-            with th.no_grad():
+            with self.policy.acting_mode():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                 if self.use_masking:
                     masks = self.policy.checked_masks(get_action_masks(env), obs_tensor)
@@ -358,6 +358,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         gate, attention_q, buffer = self.policy.value_gate, self.policy.attention_q, self.rollout_buffer
         if gate is not None:
             self.logger.record("rollout/attention_gate", float(gate.gate))
+        if gate is not None and self.policy.attention_rests:
+            gate.rest()
+        elif gate is not None:
             last, terminal = (part.mlp_values.cpu().numpy() for part in (rollout.last, rollout.terminal))
             advantages = buffer.advantages
             if not gate.is_closed:

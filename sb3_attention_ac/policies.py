@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_attention_ac.acting import MemoryActor, StateUse, checked_episode_starts
+from sb3_attention_ac.acting import MemoryActor, StateUse, acting_mode, checked_episode_starts
 from sb3_attention_ac.architecture import make_architecture, resolve_keys
 from sb3_attention_ac.attention_q import AttentionQ
 from sb3_attention_ac.auxiliary import build_auxiliary
@@ -135,6 +135,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             kwargs["share_features_extractor"] = False
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.state_use = StateUse()
+        self.acting_mode: type[th.inference_mode | th.no_grad] = th.no_grad
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -185,6 +186,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def _build_attention(self) -> None:
         self.distribution = make_action_distribution(self.action_space, self.action_dist)
+        start = getattr(self.action_space, "start", 0)
+        self._first_action = start if np.any(start) else None
         architecture, mlps = self.architecture, self.mlp_extractor
         features_dims = self.pi_features_extractor.features_dim, self.vf_features_extractor.features_dim
         self.actor_network, self.critic_network, self.value_gate = architecture.build(mlps, features_dims, self.action_space)
@@ -261,11 +264,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         mlp = self.mlp_extractor.forward_critic
         return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.critic_network, events)
 
-    def encode_windows(self, windows: TrajectoryWindows, n: int, skip_critic: bool = False) -> WindowOutput:
+    def encode_windows(
+        self, windows: TrajectoryWindows, n: int, skip_critic: bool = False, attends: bool = True
+    ) -> WindowOutput:
         """
         :param windows: N windows
         :param n: How many of their last steps to return; the steps before them are context
         :param skip_critic: Whether to ask a memory actor alone
+        :param attends: Whether the critic attends; else it is its MLP alone
         :return: What the networks make of these steps
         """
         actor, critic, output = self.actor_encoder, self.critic_encoder, None
@@ -278,7 +284,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
                 acting_features = actor.features(windows)
             output = actor(windows, acting_features, n)
         hidden = None if output is None else output.hidden
-        return WindowOutput(output, critic(windows, features, n, hidden), acting_features)
+        return WindowOutput(output, critic(windows, features, n, hidden, attends), acting_features)
 
     def critic_output(self, output: EncoderOutput) -> CriticOutput:
         """
@@ -292,6 +298,13 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             mlp_values = self.value_net(output.mlp_latent).squeeze(-1)
             residual = self.value_net(output.latent).squeeze(-1) - mlp_values
         return CriticOutput(mlp_values + self.value_gate.gate * residual, mlp_values, residual)
+
+    @property
+    def attention_rests(self) -> bool:
+        """Whether an MLP actor's critic is SB3's for now: nothing needs what its attention makes of a rollout"""
+        if self.memory_actor or self.attention_q is not None or self.aux_targets:
+            return False
+        return self.value_gate is None or self.value_gate.rests
 
     def evaluate_transitions(
         self, obs: Obs, actions: th.Tensor, masks: th.Tensor | None = None, offsets: th.Tensor | None = None
@@ -499,7 +512,12 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             given = self.action_parameters(self.mlp_actor_latent(observation), None, masks)
         return self._sample(given, deterministic)[0].reshape((-1, *(self.action_space.shape or ())))
 
-    @th.no_grad()
+    def set_training_mode(self, mode: bool) -> None:
+        """:param mode: Whether what is called now learns; else it acts"""
+        super().set_training_mode(mode)
+        if not mode:
+            self.acting_mode = acting_mode(self)
+
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
@@ -521,6 +539,18 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """
         if self.training:
             self.set_training_mode(False)
+        with self.acting_mode():
+            return self._predicted(observation, state, episode_start, deterministic, action_masks)
+
+    def _predicted(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None,
+        episode_start: np.ndarray | None,
+        deterministic: bool,
+        action_masks: Any,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """As :meth:`predict`, without gradients"""
         if isinstance(observation, tuple):  # as in SB3
             raise ValueError(
                 "predict() was given a tuple instead of an array or a dictionary of arrays: reset() and step() of a Gym "
@@ -530,12 +560,12 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         if self.remembers:
             state = self.state_use.resolve(state, episode_start, action_masks is not None)
             stepped, n = self._stepped(), len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-            cache = stepped.from_state(state, n)
+            cache = self.state_use.cache_of(state, n) or stepped.from_state(state, n)
             output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
             given, _ = self._decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
             actions, _ = self._sample(given, deterministic)
             cache.previous_action.copy_(actions)
-            state = self.state_use.last = cache.to_numpy()
+            state = self.state_use.returned(cache)
         else:
             actions = self._predict(obs, deterministic, action_masks)
         env_actions = self.actions_for_env(actions.cpu().numpy().reshape((-1, *(self.action_space.shape or ()))))
@@ -548,8 +578,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             the start of a Discrete space on
         """
         if not isinstance(self.action_space, spaces.Box):
-            start = getattr(self.action_space, "start", 0)
-            return actions + start if np.any(start) else actions
+            return actions if self._first_action is None else actions + self._first_action
         if self.squash_output:
             return self.unscale_action(actions)
         clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)

@@ -22,7 +22,8 @@ class RolloutValues(NamedTuple):
     """
     :param values: V(h_t), [n_steps, n_envs]
     :param mlp_values: V_mlp(s_t), [n_steps, n_envs]; for a memory actor the values
-    :param residual: What attention would add to V_mlp(s_t) at a gate of one, [n_steps, n_envs]; zeros for a memory actor
+    :param residual: What attention would add to V_mlp(s_t) at a gate of one, [n_steps, n_envs]; zeros for a memory actor, and
+        while attention rests
     :param last: Values of the observations after the last step, [n_envs] each
     :param terminal: Values of the observations on which a time limit cut episodes off, in the buffer's order, [number] each
     """
@@ -56,18 +57,19 @@ def evaluate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
     :param last_obs: The observations after its last step, [n_envs, *obs_shape]
     :return: What advantages need
     """
+    attends = not policy.attention_rests
     values, mlp_values, residual = (np.zeros_like(buffer.values) for _ in range(3))
     for batch, where in _passes(buffer):
-        encoded = policy.encode_windows(batch.windows, batch.actions.shape[1]).critic
+        encoded = policy.encode_windows(batch.windows, batch.actions.shape[1], attends=attends).critic
         assert encoded is not None
         critic = policy.critic_output(encoded)
         values[where] = critic.values.cpu().numpy()
         mlp_values[where] = critic.mlp_values.cpu().numpy()
-        if critic.residual is not None:
+        if critic.residual is not None and attends:
             residual[where] = critic.residual.cpu().numpy()
     last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
-    last = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs))
-    return RolloutValues(values, mlp_values, residual, last, _terminal_values(policy, buffer))
+    last = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs), attends)
+    return RolloutValues(values, mlp_values, residual, last, _terminal_values(policy, buffer, attends))
 
 
 @th.no_grad()
@@ -84,7 +86,7 @@ def evaluate_actions_taken(policy: AttentionActorCriticPolicy, buffer: Trajector
     return advantages
 
 
-def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer) -> CriticOutput:
+def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer, attends: bool) -> CriticOutput:
     """:return: Values of the buffer's terminal observations, [number of them]"""
     if not buffer.terminal_observations:
         nothing = th.zeros(0)
@@ -94,13 +96,13 @@ def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
     outputs = []
     for part in _split(len(steps), buffer.n_context + 1):
         stacked = map_obs(lambda *obs: np.stack(obs), *observations[part])
-        outputs.append(_bootstrap(policy, buffer.bootstrap_windows(steps[part], envs[part], stacked)))
+        outputs.append(_bootstrap(policy, buffer.bootstrap_windows(steps[part], envs[part], stacked), attends))
     return CriticOutput(th.cat([o.values for o in outputs]), th.cat([o.mlp_values for o in outputs]), None)
 
 
-def _bootstrap(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows) -> CriticOutput:
+def _bootstrap(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows, attends: bool) -> CriticOutput:
     """:return: Values of the last step of each window, [N]"""
-    encoded = policy.encode_windows(windows, 1).critic
+    encoded = policy.encode_windows(windows, 1, attends=attends).critic
     assert encoded is not None
     output = policy.critic_output(encoded)  # [N, 1]
     return CriticOutput(output.values[:, 0], output.mlp_values[:, 0], None)

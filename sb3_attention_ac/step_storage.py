@@ -146,13 +146,13 @@ class StepStorage:
         :param episode_start: Whether s_t is the first step of its episode, [n_envs]
         """
         row, arrays = self.n_history + step, self.arrays
-        never_stored = arrays["episode_ids"][row - 1] == NO_EPISODE
+        is_first = arrays["episode_ids"][row - 1, 0] == NO_EPISODE
         is_start = np.asarray(episode_start) > 0
 
         def store(array: np.ndarray, new: Any) -> None:
             array[row] = np.reshape(new, array.shape[1:])
-            if never_stored.any():  # a features extractor may not be finite on zeros: empty rows hold an observation
-                array[:row, never_stored] = array[row, never_stored]
+            if is_first:  # a features extractor may not be finite on zeros: empty rows hold an observation
+                array[:row] = array[row]
 
         stored = arrays["observations"]
         map_obs(store, stored, {key: obs[key] for key in stored} if isinstance(stored, dict) else obs)
@@ -160,8 +160,9 @@ class StepStorage:
         arrays["rewards"][row] = reward
         arrays["episode_starts"][row] = episode_start
         self.expect(step)
-        arrays["episode_ids"][row] += is_start  # every episode of an environment gets the next number
-        arrays["ages"][row][is_start] = 0.0
+        if is_start.any():
+            arrays["episode_ids"][row] += is_start  # every episode of an environment gets the next number
+            arrays["ages"][row][is_start] = 0.0
         if "noise_ids" in arrays:
             arrays["noise_ids"][row] = self.noise_id
 
@@ -172,8 +173,11 @@ class StepStorage:
         :param step: Its number in the rollout
         """
         ids, ages, row = self.arrays["episode_ids"], self.arrays["ages"], self.n_history + step
-        ids[row] = np.maximum(ids[row - 1], 0)
-        ages[row] = np.where(ids[row - 1] == NO_EPISODE, 0.0, ages[row - 1] + 1)
+        if ids[row - 1, 0] == NO_EPISODE:  # then nothing has been stored of any environment
+            ids[row], ages[row] = 0, 0.0
+        else:
+            ids[row] = ids[row - 1]
+            np.add(ages[row - 1], 1.0, out=ages[row])
 
     def tensors(self, device: th.device, n_rows: int | None = None) -> RolloutTensors:
         """

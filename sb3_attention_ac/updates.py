@@ -141,22 +141,24 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
     def __init__(self, *args: object):
         super().__init__(*args)  # type: ignore[arg-type]
         self._windows = self._all_windows()
+        self._attention_learns = not self.policy.attention_rests
 
     def _all_windows(self) -> Iterator[WindowSamples]:
         """Windows for attention, one pass over the rollout after the other; the MLPs are shuffled as without attention"""
-        random = np.random.RandomState(np.random.get_state()[1][0])  # type: ignore[index]
+        _, keys, position, *_ = np.random.get_state()
+        random = np.random.RandomState([int(keys[0]), int(position)])
         while True:
             yield from self.buffer.get_windows(ATTENTION_MINIBATCH_FACTOR * self.coefficients.batch_size, random)
 
     @property
     def is_done(self) -> bool:
-        return not self.continue_training and self.policy.value_gate is None
+        return not self.continue_training and not self._attention_learns
 
     def minibatches(self, epoch: int) -> Iterator[TransitionSamples | WindowSamples]:
         """As :meth:`Update.minibatches`; attention goes on where the actor has to stop"""
         period = self._minibatches_per_attention_step()
         for i, transitions in enumerate(self.buffer.get_transitions(self.coefficients.batch_size)):
-            if i % period == 0 and self.policy.value_gate is not None:
+            if i % period == 0 and self._attention_learns:
                 yield next(self._windows)
             if self.continue_training:
                 yield transitions
@@ -178,7 +180,8 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
             values, log_prob, entropy = outputs
             return self._actor_losses(batch, log_prob, entropy) | self._value_losses(batch, values)
         encoded = self.policy.encode_windows(batch.windows, batch.actions.shape[1])
-        assert encoded.critic is not None
+        assert encoded.critic is not None and self.policy.value_gate is not None
+        self.policy.value_gate.n_steps += 1
         critic = self.policy.critic_output(encoded.critic)
         assert critic.residual is not None
         loss = F.mse_loss(critic.mlp_values.detach() + critic.residual, batch.returns)

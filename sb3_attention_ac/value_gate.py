@@ -10,6 +10,9 @@ deviation, and both A and the residual without their means (a constant says noth
 
 with expectations averaged over rollouts. Where the past explains less than about MARGIN of the variance of the advantages,
 as where everything can be seen, the gate is zero and the critic PPO's.
+
+Where after WARM_UP steps of its optimizer attention explains next to nothing, it rests: it learns and is judged in AWAKE of
+PERIOD rollouts, until it explains more.
 """
 
 import numpy as np
@@ -18,6 +21,9 @@ from torch import nn
 
 RATE = 0.1  # weight of the last rollout in the averages
 MARGIN = 0.05  # of the advantages' variance. Chance: a rollout has few independent episodes
+QUIET = 0.02  # of the advantages' variance: next to nothing
+WARM_UP = 240  # what the past counts for is seen after 100 to 200 steps where it counts at all
+AWAKE, PERIOD = 2, 16  # rollouts: one to learn from, one to be judged on; resting costs an eighth
 
 
 class ValueGate(nn.Module):
@@ -26,16 +32,29 @@ class ValueGate(nn.Module):
     gate: th.Tensor
     explained: th.Tensor  # E[A * residual]
     square: th.Tensor  # E[residual^2]
+    n_steps: th.Tensor  # attention has learned
+    n_quiet: th.Tensor  # rollouts since it was found to explain next to nothing
 
     def __init__(self) -> None:
         super().__init__()
         for name in ("gate", "explained", "square"):
             self.register_buffer(name, th.zeros(()))
+        for name in ("n_steps", "n_quiet"):
+            self.register_buffer(name, th.zeros((), dtype=th.int64))
 
     @property
     def is_closed(self) -> bool:
         """Whether the residual is left out of the values"""
         return float(self.gate) == 0.0
+
+    @property
+    def rests(self) -> bool:
+        """Whether attention need neither learn from the present rollout nor be judged on it"""
+        return int(self.n_quiet) % PERIOD >= AWAKE
+
+    def rest(self) -> None:
+        """Let a rollout pass."""
+        self.n_quiet += 1
 
     def update(self, residual: np.ndarray, advantages: np.ndarray) -> None:
         """
@@ -51,3 +70,5 @@ class ValueGate(nn.Module):
         self.explained.lerp_(self.explained.new_tensor(float((advantages * residual).mean())), RATE)
         self.square.lerp_(self.square.new_tensor(float(np.square(residual).mean())), RATE)
         self.gate.copy_(((self.explained - MARGIN) / self.square.clamp(min=1e-8)).clamp(0.0, 1.0))
+        quiet = self.explained < QUIET and self.n_steps >= WARM_UP
+        self.n_quiet.copy_(self.n_quiet + 1 if quiet else th.zeros_like(self.n_quiet))

@@ -313,11 +313,11 @@ def test_a_cache_survives_arrays_of_any_type():
         step(inc, cache, steps, t)
     arrays = [array.astype(np.float64) for array in cache.to_numpy()]
     assert all(isinstance(array, np.ndarray) for array in arrays)
-    again = empty(inc, 2).filled_from(arrays)
+    again = KVCache.from_numpy(arrays, inc.device)
     assert [part.dtype for part in again] == [part.dtype for part in cache]
     assert all(map(th.equal, again, cache))
     before = [array.copy() for array in arrays]
     assert_same(step(inc, again, steps, 5), step(inc, cache, steps, 5))
     assert all(map(np.array_equal, arrays, before))
     with pytest.raises(ValueError):
-        empty(inc, 2).filled_from(arrays[:-1])
+        KVCache.from_numpy(arrays[:-1], inc.device)

@@ -61,7 +61,7 @@ class Categoricals:
             sizes = [int(action_space.n)]
         else:
             sizes = [2] * int(spaces.flatdim(action_space))
-        self.sizes, self.most = sizes, max(sizes)
+        self.sizes, self.most, self.is_even = sizes, max(sizes), len(set(sizes)) == 1
 
     @property
     def mask_dim(self) -> int:
@@ -81,9 +81,8 @@ class Categoricals:
 
     def _grouped(self, flat: th.Tensor, fill: float | bool) -> th.Tensor:
         """:return: [N, sum of sizes] as [N, n_groups, most], filled up where groups have different sizes"""
-        if len(set(self.sizes)) == 1:
-            groups: th.Tensor = flat.unflatten(-1, (len(self.sizes), self.most))
-            return groups
+        if self.is_even:
+            return flat.reshape(*flat.shape[:-1], -1, self.most)
         parts = [F.pad(part, (0, self.most - n), value=fill) for part, n in self._parts(flat)]
         return th.stack(parts, dim=-2)
 
@@ -115,8 +114,8 @@ class Categoricals:
     @staticmethod
     def _chosen(log_probs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """:return: log probability of actions [N, n_groups], [N]"""
-        chosen = log_probs.gather(-1, actions.unsqueeze(-1)).flatten(1)  # [N, n_groups, 1] -> [N, n_groups]
-        return chosen[:, 0] if chosen.shape[1] == 1 else chosen.sum(dim=-1)
+        chosen = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # [N, n_groups, 1] -> [N, n_groups]
+        return chosen.squeeze(-1) if chosen.shape[-1] == 1 else chosen.sum(dim=-1)
 
     def log_prob_and_entropy(
         self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor

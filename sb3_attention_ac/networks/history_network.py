@@ -120,6 +120,7 @@ class HistoryNetwork(nn.Module):
         windows: TrajectoryWindows,
         n_queries: int,
         hidden: th.Tensor | None = None,
+        attends: bool = True,
     ) -> EncoderOutput:
         """
         :param mlp: SB3's MLP
@@ -128,11 +129,12 @@ class HistoryNetwork(nn.Module):
         :param windows: The windows these are of
         :param n_queries: How many of the last steps to return
         :param hidden: Another network's hidden states of these, [N, n_queries, hidden_dim], for one without an encoder
+        :param attends: Whether to ask the encoder
         :return: What is made of the last steps, [N, n_queries, ...]
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.detach_mlp):
             mlp_latent = mlp(self.mlp_input(features, windows.episode_ids, windows.ages, windows.n_landmarks))
-        if self.encoder is not None:
+        if self.encoder is not None and attends:
             tokens = self.encoder.embed(mlp_latent, events)
             hidden = self.encoder(tokens, windows.episode_ids, n_queries, noise_ids=windows.noise_ids)
         return self.combine(mlp_latent[:, -n_queries:], hidden)
@@ -158,15 +160,21 @@ class HistoryEncoder:
         return features.reshape(*windows.episode_ids.shape, -1)  # [N * W, F] -> [N, W, F]
 
     def __call__(
-        self, windows: TrajectoryWindows, features: th.Tensor, n_queries: int, hidden: th.Tensor | None = None
+        self,
+        windows: TrajectoryWindows,
+        features: th.Tensor,
+        n_queries: int,
+        hidden: th.Tensor | None = None,
+        attends: bool = True,
     ) -> EncoderOutput:
         """
         :param windows: N windows
         :param features: Of every step, [N, W, F]
         :param n_queries: How many of the last steps to return
         :param hidden: Another network's hidden states of these, [N, n_queries, hidden_dim], for a network without an encoder
+        :param attends: Whether to ask the encoder
         :return: What is made of the last steps, [N, n_queries, ...]
         """
         events = self.events(windows.previous_actions, windows.previous_rewards, windows.ages, windows.episode_starts)
-        output: EncoderOutput = self.network(self.mlp, features, events, windows, n_queries, hidden)
+        output: EncoderOutput = self.network(self.mlp, features, events, windows, n_queries, hidden, attends)
         return output

@@ -14,10 +14,16 @@ import torch as th
 
 from sb3_attention_ac.landmarks import first_steps
 from sb3_attention_ac.networks.history_network import HistoryNetwork, Mlp
-from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask
+from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask, cached
 from sb3_attention_ac.type_aliases import EncoderOutput
 
 Rows = th.Tensor | slice
+
+
+@cached
+def _slots(n_slots: int, device: th.device) -> th.Tensor:
+    """:return: The numbers of the slots, [n_slots]"""
+    return th.arange(n_slots, device=device)
 
 
 class KVCache(NamedTuple):
@@ -49,13 +55,16 @@ class KVCache(NamedTuple):
         """:return: The cache as plain arrays, the first axis of each is the environment"""
         return tuple(tensor.cpu().numpy() for tensor in self)
 
-    def filled_from(self, arrays: Any) -> "KVCache":
+    @classmethod
+    def from_numpy(cls, arrays: Any, device: th.device) -> "KVCache":
         """
         :param arrays: From :meth:`to_numpy`, of any type of number; they are copied, never written to
-        :return: A cache with their contents, of this one's types and on its device
+        :param device: Device of the cache
+        :return: A cache with their contents
         """
-        pairs = zip(self, arrays, strict=True)
-        return KVCache._make(th.tensor(array, dtype=own.dtype, device=own.device) for own, array in pairs)
+        types = (np.int64 if name in ("position", "start") else np.float32 for name in cls._fields)
+        copies = (np.array(array, dtype=dtype) for array, dtype in zip(arrays, types, strict=True))
+        return cls._make(th.from_numpy(copy).to(device) for copy in copies)
 
 
 class _Prefill:
@@ -101,24 +110,33 @@ class IncrementalEncoder:
         self.network, self.mlp = network, mlp
         self.n_landmarks, self.n_context = n_landmarks, n_context
         self.n_before, self.n_slots = n_landmarks + n_context, n_landmarks + n_context + chunk_length
-        self._slots = th.arange(self.n_slots, device=next(network.parameters()).device)
-        self._rotary = self.encoder.rotary(self.n_slots, self._slots.device)  # [n_slots, 3, n_heads, head_dim // 2]
+        self.device = self.encoder.norm.weight.device
+        self._slots = _slots(self.n_slots, self.device)
+        self._rotary = self.encoder.rotary(self.n_slots, self.device)  # [n_slots, 3, n_heads, head_dim // 2]
+
+    def shapes(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int) -> list[tuple[int, ...]]:
+        """:return: The shapes of a cache, in its order"""
+        encoder = self.encoder
+        keys = (n_envs, len(encoder.blocks), encoder.n_heads, self.n_slots, encoder.d_model // encoder.n_heads)
+        steps, rows = (n_envs, self.n_slots), (n_envs,)
+        return [
+            (*steps, features_dim),
+            (*steps, event_dim),
+            keys,
+            keys,
+            (n_envs, action_dim),
+            rows,
+            rows,
+            rows,
+            (n_envs, self.n_landmarks),
+        ]
 
     def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int) -> KVCache:
         """:return: A cache without a past"""
-        encoder, device = self.encoder, self._slots.device
-        cache = (n_envs, len(encoder.blocks), encoder.n_heads, self.n_slots, encoder.d_model // encoder.n_heads)
-        return KVCache(
-            th.zeros((n_envs, self.n_slots, features_dim), device=device),
-            th.zeros((n_envs, self.n_slots, event_dim), device=device),
-            th.zeros(cache, device=device),
-            th.zeros(cache, device=device),
-            th.zeros((n_envs, action_dim), device=device),
-            th.zeros((n_envs,), device=device),
-            th.full((n_envs,), self.n_before, device=device),
-            th.full((n_envs,), self.n_before, device=device),
-            th.full((n_envs, self.n_landmarks), -1.0, device=device),
-        )
+        first = {"position": self.n_before, "start": self.n_before, "landmark_ages": -1.0}
+        shapes = self.shapes(n_envs, features_dim, event_dim, action_dim)
+        pairs = zip(KVCache._fields, shapes, strict=True)
+        return KVCache._make(th.full(shape, first.get(name, 0.0), device=self.device) for name, shape in pairs)
 
     def prefill(self, cache: KVCache, rows: Rows) -> None:
         """
