@@ -14,8 +14,8 @@ Every algorithm runs in a process of its own, one process at a time, and the rep
 that a machine which gets slower or faster does so for all of them. Every repetition is a training run with a seed of its own:
 what a step of an environment costs may depend on what was learned (LunarLander-v3), and that differs between runs. All
 algorithms have the same n_steps, batch size, epochs and width; A2C, without minibatches and epochs, has the n_steps of
-its own defaults. "random" steps the environments with random actions; its process has loaded the same libraries, so its peak
-memory is what the others start from.
+its own defaults. "aac-mlp" is AAC without attention. "random" steps the environments with random actions; its process has
+loaded the same libraries, so its peak memory is what the others start from.
 
 Where observations are images the policies are convolutional. ``--bf16`` and ``--compile`` are for all algorithms: updates
 under ``torch.autocast`` with bfloat16, and networks compiled by ``torch.compile`` (in the rollout that does not count).
@@ -46,7 +46,7 @@ from typing import Any
 import numpy as np
 from throughput_tables import Measurement, Result, Setup, comparison_table, summarize, sweep_table
 
-ALGORITHMS = ("aac", "ppo", "a2c", "random", "aac-memory", "ppo_lstm")
+ALGORITHMS = ("aac", "aac-mlp", "ppo", "a2c", "random", "aac-memory", "ppo_lstm")
 SWEEPS: dict[str, list[int]] = {
     "context_length": [16, 32, 64, 128, 256, 512, 1024],
     "d_model": [16, 32, 64, 128, 256],
@@ -95,6 +95,8 @@ def _make_model(setup: Setup, seed: int) -> Any:
         width = {"lstm_hidden_size": network.get("d_model", 64)}
         return RecurrentPPO(f"{kind}LstmPolicy", env, policy_kwargs=width, **common)  # type: ignore[arg-type]
     network["memory_actor"] = setup.algo == "aac-memory"
+    if setup.algo == "aac-mlp":
+        network["n_layers"] = 0
     aux_loss = None if setup.aux_loss == "none" else setup.aux_loss
     return AAC(f"{kind}Policy", env, aux_loss=aux_loss, policy_kwargs=network, **common)  # type: ignore[arg-type]
 

@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_attention_ac import distributed
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
 from sb3_attention_ac.optim import QuickAdam, clip_gradients
@@ -201,6 +202,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         """Build the networks and the buffer: as in the parent class, but the policy first, the buffer needs its context."""
+        distributed.start(self.device)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self._make_policy()
@@ -226,6 +228,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         )
         self.policy.chunk_length = self.rollout_buffer.chunk_length  # predict() sees as far back as training
         self.policy = self.policy.to(self.device)
+        self._statistics = distributed.MergedStatistics(None)
         self.recent_trajectories = RecentTrajectories(self.n_trajectories)
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -234,6 +237,11 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         assert self.batch_size is not None
         warn_about_batch_size(self.batch_size, self.n_steps, self.n_envs, chunk_length)
         self._maybe_recommend_cpu("AttentionActorCriticPolicy")
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """:param seed: Seed of the pseudo-random generators; under ``torchrun`` every environment has one of its own"""
+        n_envs = self.n_envs if self.env is not None else 1
+        super().set_random_seed(None if seed is None else seed + distributed.rank() * n_envs)
 
     def _make_policy(self) -> Any:
         """
@@ -282,7 +290,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "recent_trajectories"]
+        return [*super()._excluded_save_params(), "recent_trajectories", "_statistics"]
 
     # --- collecting -----------------------------------------------------------------------------------------------------
 
@@ -321,7 +329,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             actions, log_probs = output.actions.cpu().numpy(), output.log_prob
             clipped_actions = self.policy.actions_for_env(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * distributed.world_size()
 
             # Give access to local variables
             callback.update_locals(locals())
@@ -332,7 +340,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones
             if not continue_training:
-                return False
+                return distributed.all_agree(False)
             self._update_info_buffer(infos, dones)
             n_steps += 1
             for idx in np.flatnonzero(dones):
@@ -340,6 +348,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
                 if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
                     rollout_buffer.add_terminal_observation(int(idx), terminal_obs)
 
+        if not distributed.all_agree(True):
+            return False
+        self._statistics.merge()
         rollout = evaluate_rollout(self.policy, rollout_buffer, new_obs)
         values = rollout.last.values.unsqueeze(1)  # [n_envs, 1]; SB3's name, for callbacks
         rollout_buffer.set_values(rollout.values, rollout.mlp_values)
@@ -365,10 +376,11 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             advantages = buffer.advantages
             if not gate.is_closed:
                 advantages = buffer.advantages_under(rollout.mlp_values, last, dones, terminal)
-            gate.update(rollout.residual, advantages)
+            gate.update(distributed.of_all_envs(rollout.residual), distributed.of_all_envs(advantages))
         if attention_q is not None:
-            predicted = evaluate_actions_taken(self.policy, buffer)
-            for name, value in attention_q.update_gate(predicted, buffer.advantages).items():
+            predicted = distributed.of_all_envs(evaluate_actions_taken(self.policy, buffer))
+            advantages = distributed.of_all_envs(buffer.advantages)
+            for name, value in attention_q.update_gate(predicted, advantages).items():
                 self.logger.record(f"rollout/attention_q_{name}", value)
 
     # --- learning -------------------------------------------------------------------------------------------------------
@@ -390,16 +402,19 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             log.start_epoch()
             for batch in update.minibatches(epoch):
                 losses = update.losses(batch)
-                if self.target_kl is not None and "policy_gradient_loss" in losses and log.last_kl() > 1.5 * self.target_kl:
-                    update.continue_training = False
-                    if self.verbose >= 1:
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {log.last_kl():.2f}")
-                    continue
+                if self.target_kl is not None and "policy_gradient_loss" in losses:
+                    kl = distributed.mean(log.last_kl())
+                    if kl > 1.5 * self.target_kl:
+                        update.continue_training = False
+                        if self.verbose >= 1:
+                            print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+                        continue
                 self._optimize(losses, adam, log)
             self._n_updates += 1
             if update.is_done:
                 break
 
+        distributed.require_identical(adam.parameters)
         log.record(self.logger, self.rollout_buffer.values, self.rollout_buffer.returns)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
@@ -421,6 +436,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         adam.zero_grad()
         if loss.requires_grad:  # not where everything it could teach is frozen
             loss.backward()
+        distributed.average_gradients(adam.parameters)
         grad_norm = clip_gradients(adam.parameters, self.max_grad_norm)
         if not math.isfinite(loss.detach() + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
@@ -489,7 +505,18 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if use_masking and not has_masks:
             raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
         self.use_masking = has_masks if use_masking is None else use_masking
+        self._join_others()
+        callback, progress_bar = distributed.callbacks_of(callback), progress_bar and distributed.rank() == 0
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _join_others(self) -> None:
+        """Start from the parameters of rank 0, which alone logs; see :mod:`~sb3_attention_ac.distributed`."""
+        sizes = {name: getattr(self, name) for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "num_timesteps")}
+        distributed.require_equal(**sizes)
+        distributed.broadcast(self.policy)
+        self._statistics = distributed.MergedStatistics(self._vec_normalize_env)
+        if distributed.rank() > 0:
+            self.verbose, self.tensorboard_log = 0, None
 
     # --- SB3's interface --------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
-"""The losses of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347), as pure functions of tensors of one shape."""
+"""The losses of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347), as functions of tensors of one shape."""
 
 import torch as th
 import torch.nn.functional as F
+
+from sb3_attention_ac.distributed import std_mean
 
 
 def normalized(advantages: th.Tensor) -> th.Tensor:
@@ -11,7 +13,7 @@ def normalized(advantages: th.Tensor) -> th.Tensor:
     """
     if advantages.numel() < 2:
         return advantages
-    std, mean = th.std_mean(advantages)
+    std, mean = std_mean(advantages)
     return (advantages - mean) / (std + 1e-8)
 
 

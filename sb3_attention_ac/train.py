@@ -1,16 +1,59 @@
 """
-``python -m sb3_attention_ac.train``: the same as ``python -m rl_zoo3.train``, without need for the start-up hook.
+``python -m sb3_attention_ac.train``: the same as ``python -m rl_zoo3.train``, without need for the start-up hook. On several
+processes:
+
+    torchrun --nproc-per-node=2 -m sb3_attention_ac.train --algo aac --env HalfCheetah-v5
+
+``n_envs`` and ``batch_size`` of the hyperparameters are those of all processes together: each gets its part.
 """
 
-from rl_zoo3.train import train
+import os
+import sys
+import tempfile
+from typing import Any
+
+import rl_zoo3.train
+from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_attention_ac.zoo import register
+
+
+class PartOfExperiment(ExperimentManager):
+    """What one of several processes does of a training run."""
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :return: The hyperparameters with this process's part of environments and minibatches, and as they are in the file
+        :raises ValueError: If they cannot be divided
+        """
+        hyperparams, saved = super().read_hyperparameters()
+        n = int(os.environ["WORLD_SIZE"])
+        for name in ("n_envs", "batch_size"):
+            whole = hyperparams.get(name, 1 if name == "n_envs" else None)
+            if whole is not None and whole % n != 0:
+                raise ValueError(f"{name}={whole} cannot be divided among {n} processes: use -params {name}:{n * whole}.")
+            if whole is not None:
+                hyperparams[name] = whole // n
+        return hyperparams, saved
+
+    def create_callbacks(self) -> None:
+        """Checkpoints and evaluations after as many steps of all processes as the command line says"""
+        n = int(os.environ["WORLD_SIZE"])
+        self.save_freq, self.eval_freq = self.save_freq // n, self.eval_freq // n
+        super().create_callbacks()  # type: ignore[no-untyped-call]
 
 
 def main() -> None:
     """Register the algorithm and run the training script of RL Zoo."""
     register()
-    train()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        vars(rl_zoo3.train)["ExperimentManager"] = PartOfExperiment
+        if os.environ["RANK"] != "0":  # what it writes is nobody's business
+            folder = tempfile.mkdtemp()
+            sys.argv += ["--log-folder", folder, "--eval-freq", "-1", "--save-freq", "-1", "--tensorboard-log", ""]
+            sys.argv = [argument for argument in sys.argv if argument not in ("-P", "--progress")]
+            sys.stdout = open(os.devnull, "w")
+    rl_zoo3.train.train()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_attention_ac.auxiliary.normalization import TargetNormalizer
+from sb3_attention_ac.distributed import averaged
 from sb3_attention_ac.networks.history_network import HistoryEncoder
 from sb3_attention_ac.networks.preprocessing import PREVIOUS_STEP_KEYS, action_encoding_dim, encode_actions
 from sb3_attention_ac.type_aliases import AuxiliaryBatch, AuxiliaryLoss, Obs, TrajectoryWindows
@@ -50,7 +51,7 @@ def masked_mean(values: th.Tensor, where: th.Tensor) -> th.Tensor:
     :param where: Which of them to select, [N, W]
     :return: Mean over the steps selected; 0 if there are none
     """
-    return (values * where).sum() / where.sum().clamp(min=1)
+    return (values * where).sum() / averaged(where.sum()).clamp(min=1)
 
 
 class MaskedPrediction(nn.Module):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sb3_attention_ac.auxiliary.normalization import TargetNormalizer
+from sb3_attention_ac.distributed import averaged
 from sb3_attention_ac.type_aliases import AuxiliaryLoss, TrajectoryWindows
 
 HIDDEN_DIM = 64
@@ -79,7 +80,8 @@ class NextStepPrediction(nn.Module):
             rewards = self.reward_normalizer(windows.previous_rewards[:, -n + 1 :, None]).squeeze(-1)
             goes_on = ~windows.episode_starts[:, -n + 1 :]  # [N, n - 1]; else the observation is of another episode
             changes = features[:, 1:] - features[:, :-1]
-            weight = (goes_on / (features.shape[-1] * goes_on.sum()).clamp(min=1)).unsqueeze(-1)  # of one error in their mean
+            n_errors = (features.shape[-1] * averaged(goes_on.sum())).clamp(min=1)
+            weight = (goes_on / n_errors).float().unsqueeze(-1)  # of one error in their mean
             copy_error = (changes.square() * weight).sum()
         expected = self(hidden[:, :-1], features[:, :-1], previous_actions[:, -n + 1 :])
         observation_error = ((expected.features - changes).square() * weight).sum()

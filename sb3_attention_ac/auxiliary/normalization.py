@@ -3,6 +3,8 @@
 import torch as th
 from torch import nn
 
+from sb3_attention_ac.distributed import var_mean
+
 MOMENTUM = 0.1
 RELATIVE_EPS = 1e-6  # of the mean: less than this is rounding, not variation
 EPS = 1e-20
@@ -34,8 +36,8 @@ class TargetNormalizer(nn.Module):
         flat = th.where(th.isfinite(flat), flat, self.running_mean)
         mean, var = self.running_mean, self.running_var
         if self.training and len(flat) > 1:  # one target alone has no variance
-            var, mean = th.var_mean(flat, dim=0, correction=0)
-            unbiased = var * len(flat) / (len(flat) - 1)
+            var, mean, n = var_mean(flat)
+            unbiased = var * n / (n - 1)
             self.running_mean.lerp_(mean, MOMENTUM)
             self.running_var.lerp_(unbiased, MOMENTUM)
         return ((flat - mean) / _std(mean, var)).reshape(target.shape)

@@ -1,0 +1,123 @@
+"""
+What test_distributed.py runs under torchrun: python ranks.py WHAT FOLDER. Each process leaves FOLDER/<rank>.pt.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_attention_ac import AAC, distributed
+
+SETTINGS: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "n_epochs": 2, "seed": 3, "device": "cpu"}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"context_length": 8, "d_model": 16, "n_heads": 2},
+    "memory": {"context_length": 8, "d_model": 16, "n_heads": 2, "memory_actor": True},
+    "shared": {"context_length": 8, "d_model": 16, "n_heads": 2, "memory_actor": True, "share_encoder": True},
+}
+ROLLOUT = ("observations", "actions", "rewards", "episode_starts", "episode_ids", "ages")
+
+
+def make_model(kind: str, n_envs: int, env_id: str = "CartPole-v1", **settings: Any) -> Any:
+    env: Any = make_vec_env(env_id, n_envs)
+    if env_id == "Pendulum-v1":
+        env = VecNormalize(env)
+    return AAC("MlpPolicy", env, policy_kwargs=NETWORKS[kind], **{**SETTINGS, **settings})
+
+
+class AtStep(BaseCallback):
+    """Does something in one of the processes"""
+
+    def __init__(self, rank: int, step: int, what: str):
+        super().__init__()
+        self.rank, self.step, self.what = rank, step, what
+
+    def _on_step(self) -> bool:
+        if distributed.rank() == self.rank and self.n_calls == self.step:
+            if self.what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "fail":
+                raise RuntimeError("the simulator is gone")
+            if self.what == "change":
+                with th.no_grad():
+                    self.model.policy.action_net.weight.add_(1.0)
+            return self.what != "stop"
+        return True
+
+
+def train(folder: Path, kind: str, updates: int = 50) -> dict[str, Any]:
+    """A run with gates, target_kl and statistics that all decide together"""
+    model = make_model(kind, 2, "Pendulum-v1", target_kl=0.02)
+    model.learn(updates * 2 * 2 * 16)
+    statistics = model.get_vec_normalize_env()
+    seen = {"mean": statistics.obs_rms.mean, "count": statistics.obs_rms.count, "return": statistics.ret_rms.var}
+    own = {"observations": model.rollout_buffer.observations.copy(), "outputs": model.logger.output_formats}
+    return {"parameters": model.policy.state_dict(), "steps": model.num_timesteps, **seen, **own}
+
+
+def step(folder: Path, kind: str) -> dict[str, Any]:
+    """One step of the optimizer on this process's half of a rollout that is given"""
+    given = th.load(folder / "given.pt", weights_only=False)
+    model = make_model(kind, 4, n_epochs=1, batch_size=64)
+    model.learn(1)  # opens logger and buffer
+    model.policy.load_state_dict(given["parameters"])
+    for group in model.policy.optimizer.param_groups:
+        for parameter in group["params"]:
+            model.policy.optimizer.state[parameter].clear()
+    half, buffer = slice(4 * distributed.rank(), 4 * distributed.rank() + 4), model.rollout_buffer
+    for name, array in given["storage"].items():
+        buffer.storage.arrays[name] = array[:, half]
+    for name, array in given["targets"].items():
+        setattr(buffer, name, array[:, half])
+    buffer._tensors, buffer._targets = None, {}
+    model.train()
+    return {"parameters": model.policy.state_dict()}
+
+
+def stop(folder: Path, what: str) -> dict[str, Any]:
+    """Something happens in one process"""
+    model = make_model("mlp", 2)
+    callbacks = [AtStep(1, 200, what), CheckpointCallback(50, str(folder), "checkpoint")]
+    model.learn(10**9 if what in ("kill", "fail") else 2000, callback=callbacks)
+    return {"steps": model.num_timesteps}
+
+
+def unequal(folder: Path, what: str) -> dict[str, Any]:
+    distributed.start(th.device("cpu"))
+    make_model("mlp", 1 + distributed.rank()).learn(100)
+    return {}
+
+
+def helpers(folder: Path, what: str) -> dict[str, Any]:
+    """The functions by themselves"""
+    distributed.start(th.device("cpu"))
+    rank = distributed.rank()
+    values = th.arange(6.0).reshape(3, 2) ** 2 + 10 * rank
+    parameters = [th.nn.Parameter(th.zeros(2)) for _ in range(3)]
+    parameters[0].grad = th.tensor([1.0, 2.0]) * (rank + 1)
+    if rank == 1:
+        parameters[1].grad = th.tensor([4.0, 4.0])
+    distributed.average_gradients(parameters)
+    return {
+        "std_mean": distributed.std_mean(values),
+        "gradients": [parameter.grad for parameter in parameters],
+        "mean": distributed.mean(float(rank)),
+        "agree": [distributed.all_agree(True), distributed.all_agree(rank == 0)],
+        "envs": distributed.of_all_envs(np.full((2, 1), rank)),
+    }
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    th.set_num_threads(1)
+    what, argument, target = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    result = {"train": train, "step": step, "stop": stop, "unequal": unequal, "helpers": helpers}[what](target, argument)
+    th.save(result, target / f"{distributed.rank()}.pt")

@@ -1,0 +1,140 @@
+"""Several processes are one training run: under torchrun, with gloo."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ranks
+import torch as th
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+from sb3_attention_ac import AAC, distributed
+
+pytestmark = pytest.mark.slow
+
+
+def torchrun(folder: Path, what: str, argument: str = "", n: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", ranks.__file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ranks.__file__).parent.parent)}
+    return subprocess.run(
+        [*command, what, argument, str(folder)], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+
+
+def results(folder: Path, what: str, argument: str = "", n: int = 2) -> list[Any]:
+    done = torchrun(folder, what, argument, n)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [th.load(folder / f"{rank}.pt", weights_only=False) for rank in range(n)]
+
+
+def test_the_functions_by_themselves(tmp_path):
+    both = results(tmp_path, "helpers")
+    values = th.cat([th.arange(6.0) ** 2, th.arange(6.0) ** 2 + 10])
+    for found in both:
+        th.testing.assert_close(found["std_mean"], th.std_mean(values))
+        first, second, third = found["gradients"]
+        assert first.tolist() == [1.5, 3.0] and second.tolist() == [2.0, 2.0] and third is None
+        assert found["mean"] == 0.5 and found["agree"] == [True, False]
+        assert found["envs"].tolist() == [[0, 1], [0, 1]]
+
+
+def test_a_process_alone_is_left_alone():
+    values = th.rand(5, 2)
+    distributed.start(th.device("cpu"))
+    assert (distributed.is_active(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
+    th.testing.assert_close(distributed.std_mean(values), th.std_mean(values))
+    assert distributed.mean(0.25) == 0.25 and not distributed.all_agree(False)
+    assert distributed.of_all_envs(array := np.zeros((2, 3))) is array
+
+
+@pytest.mark.parametrize("kind", ["mlp", "memory"])
+def test_after_fifty_updates_all_have_the_same_parameters(tmp_path, kind):
+    first, second = results(tmp_path, "train", kind)
+    assert first["steps"] == second["steps"] == 50 * 2 * 2 * 16
+    for name, parameter in first["parameters"].items():
+        assert th.equal(parameter, second["parameters"][name]), name
+    assert not np.array_equal(first["observations"], second["observations"]), "the same environments twice"
+    for name in ("mean", "count", "return"):
+        np.testing.assert_array_equal(first[name], second[name])
+    assert first["count"] == pytest.approx(first["steps"] + 4, abs=5)
+    assert second["outputs"] == []  # rank 0 logs
+
+
+@pytest.mark.parametrize("kind", list(ranks.NETWORKS))
+def test_two_processes_take_the_step_of_one(tmp_path, kind):
+    """One epoch, one minibatch: that of one process with all environments"""
+    model = ranks.make_model(kind, 8, n_epochs=1, batch_size=128)
+    model.learn(2 * 128)
+    taken = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    buffer = model.rollout_buffer
+    storage = {name: array.copy() for name, array in buffer.storage.arrays.items()}
+    targets = {name: getattr(buffer, name) for name in ("values", "mlp_values", "log_probs", "advantages", "returns")}
+    th.save({"parameters": taken, "storage": storage, "targets": targets}, tmp_path / "given.pt")
+    for group in model.policy.optimizer.param_groups:
+        for parameter in group["params"]:
+            model.policy.optimizer.state[parameter].clear()
+    model.train()
+    for found in results(tmp_path, "step", kind):
+        for name, parameter in model.policy.state_dict().items():
+            th.testing.assert_close(found["parameters"][name], parameter, rtol=0, atol=1e-6)
+    assert any(not th.equal(taken[name], parameter) for name, parameter in model.policy.state_dict().items())
+
+
+def test_one_that_is_killed_ends_the_run(tmp_path):
+    """torchrun says which and why; the last checkpoint can be loaded"""
+    start = time.monotonic()
+    done = torchrun(tmp_path, "stop", "kill")
+    assert done.returncode != 0 and time.monotonic() - start < 90
+    assert "rank      : 1 (local_rank: 1)" in done.stderr and "SIGKILL" in done.stderr
+    checkpoint = max(tmp_path.glob("checkpoint_*.zip"), key=lambda path: int(path.stem.split("_")[1]))
+    assert AAC.load(checkpoint, device="cpu").num_timesteps >= 2 * 2 * 150
+
+
+def test_one_that_fails_ends_the_run(tmp_path):
+    done = torchrun(tmp_path, "stop", "fail")
+    assert done.returncode != 0 and "the simulator is gone" in done.stderr
+
+
+def test_a_callback_of_one_stops_all(tmp_path):
+    first, second = results(tmp_path, "stop", "stop")
+    assert 0 < first["steps"] < 2000 and abs(first["steps"] - second["steps"]) <= 2 * 2 * 16
+
+
+def test_parameters_that_differ_are_noticed(tmp_path):
+    done = torchrun(tmp_path, "stop", "change")
+    assert done.returncode != 0 and "The parameters of ranks 0 to 1 are no longer the same" in done.stderr
+
+
+def test_processes_have_to_have_the_same_sizes(tmp_path):
+    done = torchrun(tmp_path, "unequal")
+    assert done.returncode != 0 and "n_envs is [1, 2] on ranks 0 to 1" in done.stderr
+
+
+def test_merged_statistics_are_those_of_everything_seen(monkeypatch):
+    """What two have seen since the same start, put together as if one had seen all of it"""
+    rng = np.random.default_rng(0)
+    start, seen = rng.normal(3, 2, (50, 2)), [rng.normal(0, 1, (30, 2)), rng.normal(9, 4, (10, 2))]
+    whole, own = RunningMeanStd(shape=(2,)), RunningMeanStd(shape=(2,))
+    for array in (start, *seen):
+        whole.update(array)
+    own.update(start)
+    merged = distributed.MergedStatistics(None)
+    merged.statistics, merged._before = [own], [own.copy()]
+    other = own.copy()
+    own.update(seen[0])
+    other.update(seen[1])
+    theirs = distributed.MergedStatistics(None)
+    theirs.statistics, theirs._before = [other], merged._before
+    sent: list[Any] = []
+    monkeypatch.setattr(distributed, "_gathered", lambda value: sent.append(value) or [])
+    theirs.merge()
+    monkeypatch.setattr(distributed, "_gathered", lambda value: [value, sent[0]])
+    merged.merge()
+    np.testing.assert_allclose(own.mean, whole.mean, rtol=1e-10)
+    np.testing.assert_allclose(own.var, whole.var, rtol=1e-8)
+    assert own.count == pytest.approx(whole.count)
