@@ -62,7 +62,7 @@ format: $(READY)
 $(READY): setup.cfg pyproject.toml $(wildcard startup/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --no-compile $(TORCH)
-	$(BIN)/python -m pip install --no-compile -e ".[docs,envs,onnx,tests,video]"
+	$(BIN)/python -m pip install --no-compile -e ".[compare,docs,envs,onnx,tests,video,zoo-plots]"
 	touch $@
 
 clean:

@@ -124,13 +124,11 @@ def var_mean(values: th.Tensor) -> tuple[th.Tensor, th.Tensor, int]:
     n = len(values)
     if not is_active():
         return *th.var_mean(values, dim=0, correction=0), n
-    wide = values.double()
-    sums = th.stack([wide.sum(dim=0), th.full_like(wide[0], n)])
-    dist.all_reduce(sums)
-    mean, n = sums[0] / sums[1], int(sums[1, 0])
-    squares = (wide - mean).square().sum(dim=0)
-    dist.all_reduce(squares)
-    return (squares / n).to(values.dtype), mean.to(values.dtype), n
+    wide = values.double()  # squares of large means leave enough digits
+    sums = th.stack([wide.sum(dim=0), wide.square().sum(dim=0), th.full_like(wide[0], n)])
+    dist.all_reduce(sums)  # one message: on a CPU its latency is what it costs
+    mean, n = sums[0] / sums[2], int(sums[2, 0])
+    return (sums[1] / n - mean.square()).clamp(min=0.0).to(values.dtype), mean.to(values.dtype), n
 
 
 def std_mean(values: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

@@ -19,9 +19,24 @@ from pathlib import Path
 import pytest
 import startup_backend
 
+from sb3_attention_ac.compare import _requirements
+
 ROOT = Path(__file__).parents[1]
 STARTUP_FILES = ["_sb3_attention_ac_zoo.py", "sb3_attention_ac_zoo.pth", "sb3_attention_ac_zoo.start"]
 SOURCES = ["setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "startup", "hyperparams", "sb3_attention_ac"]
+
+
+def test_the_comparison_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_requirements, "find_spec", lambda name: None if name in ("rliable", "seaborn") else object())
+    with pytest.raises(ImportError, match=r"needs rliable, seaborn, .*pip install 'sb3_attention_ac\[compare\]'"):
+        _requirements.check()
+
+
+def test_every_package_that_the_comparison_asks_for_is_in_its_extra() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extra = {line.split(">")[0].split("~")[0].strip() for line in setup["options.extras_require"]["compare"].split("\n")}
+    assert set(_requirements.NEEDED) <= extra
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
