@@ -100,6 +100,7 @@ def test_an_interruption_leaves_no_process(
     """In a notebook the process that compares lives on: runs must not, or the same command would do them twice at once."""
     # As the process of a run does, it ends when its input closes
     monkeypatch.setenv("ANSWER", "sys.stdin.read(); sys.exit()")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def interrupt() -> None:
         while len(started) < n_jobs:
@@ -110,6 +111,7 @@ def test_an_interruption_leaves_no_process(
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         jobs.execute(finished_folders(tmp_path, 4), tmp_path, "", make_backend("local"), n_jobs)
+    signal.signal(signal.SIGINT, before)
     assert len(started) == n_jobs
     assert all(process.poll() is not None for process in started)
 
