@@ -447,6 +447,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
                 "learning_rate."
             )
         adam.step()
+        if self.policy.value_gate is not None and "attention_value_loss" in losses:
+            self.policy.value_gate.n_steps += 1
         log.add("loss", loss)
         if len(losses.keys() - {"policy_gradient_loss", "entropy_loss", "value_loss"}) > 0 or self.policy.memory_actor:
             log.add("attention_grad_norm", grad_norm)

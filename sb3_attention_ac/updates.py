@@ -180,8 +180,7 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
             values, log_prob, entropy = outputs
             return self._actor_losses(batch, log_prob, entropy) | self._value_losses(batch, values)
         encoded = self.policy.encode_windows(batch.windows, batch.actions.shape[1])
-        assert encoded.critic is not None and self.policy.value_gate is not None
-        self.policy.value_gate.n_steps += 1
+        assert encoded.critic is not None
         critic = self.policy.critic_output(encoded.critic)
         assert critic.residual is not None
         loss = F.mse_loss(critic.mlp_values.detach() + critic.residual, batch.returns)

@@ -158,7 +158,7 @@ def test_with_one_action_allowed_an_untrained_model_is_perfect(env, memory_actor
     assert evaluate_policy(model, env, warn=False, use_masking=False)[0] < 99
 
 
-@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, pytest.param(SubprocVecEnv, marks=pytest.mark.slow)])
 def test_vectorized_environments(vec_env_cls):
     env = make_vec_env(Guarded, 2, vec_env_cls=vec_env_cls)
     AAC("MlpPolicy", env, **SMALL).learn(64)

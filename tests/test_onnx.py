@@ -119,7 +119,11 @@ def _reset(env: DummyVecEnv, obs, starts, i):
 
 @pytest.mark.parametrize(
     ("actions", "observations", "mask_dim"),
-    [("from 2", "Box", 3), ("MultiDiscrete", "Dict", 0), ("bounded", "Discrete", 0)],
+    [
+        ("from 2", "Box", 3),
+        pytest.param("MultiDiscrete", "Dict", 0, marks=pytest.mark.slow),
+        pytest.param("bounded", "Discrete", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_an_mlp_actor(actions, observations, mask_dim, tmp_path):
     exported = check(make_model(actions, observations), tmp_path, mask_dim)
