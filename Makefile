@@ -47,6 +47,7 @@ docs: $(READY)
 tables: $(READY)
 	$(BIN)/python benchmarks/last_returns.py
 	$(BIN)/python benchmarks/pictures.py
+	$(BIN)/python benchmarks/tables.py docs/results/suites
 
 mutants: $(READY)
 	$(BIN)/python -m pip install -q -e ".[mutants]"

@@ -19,7 +19,7 @@ copyright = f"2026, {author}"
 release = version = (ROOT / "sb3_attention_ac" / "version.txt").read_text().strip()
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton", "sphinx_design"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results/suites/*"]
 
 # The pages are Markdown that GitHub shows as well: the same links, the same anchors
 myst_heading_anchors = 4

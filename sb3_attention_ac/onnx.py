@@ -71,7 +71,7 @@ class _Actor(nn.Module):
         else:
             self.examples = {"obs": _example(space)}
         if policy.remembers:
-            self.memory = policy._stepped()
+            self.memory = policy.stepped_network()
             self.memory.incremental = _GraphEncoder(self.memory.incremental)
             self.outputs += [f"next_state_{name}" for name in KVCache._fields]
             self.examples["episode_start"] = th.ones(N_EXAMPLES, dtype=th.bool)
@@ -100,7 +100,7 @@ class _Actor(nn.Module):
         cache = KVCache._make(given[f"state_{name}"].clone() for name in KVCache._fields)
         cache.position.clamp_(min=memory.incremental.n_before)  # zeros, at an episode's start, are a state too
         output = memory.step_tensors(obs, cache, given["episode_start"])
-        parameters, _ = policy._decide(obs, output, masks, self.tilts)
+        parameters, _ = policy.decide(obs, output, masks, self.tilts)
         actions, _ = policy.distribution.sample(parameters, policy.log_std_or_none, True)
         cache.previous_action.copy_(actions)
         return self._for_env(actions), *cache

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -26,6 +26,7 @@ from sb3_attention_ac.networks.distributions import (
     frozen_log_std,
     make_action_distribution,
 )
+from sb3_attention_ac.networks.extractors import as_module
 from sb3_attention_ac.networks.history_network import HistoryEncoder, frozen
 from sb3_attention_ac.type_aliases import (
     ActionParameters,
@@ -210,8 +211,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """:return: Features extractor and MLP before the encoder that the critic reads, and the width of the MLP's output"""
         mlps = self.mlp_extractor
         if self.actor_network is not None and self.critic_network.encoder is None:
-            return self.pi_features_extractor, _mlp(mlps, "policy_net", "forward_actor"), mlps.latent_dim_pi
-        return self.vf_features_extractor, _mlp(mlps, "value_net", "forward_critic"), mlps.latent_dim_vf
+            return self.pi_features_extractor, as_module(mlps, "policy_net", "forward_actor"), mlps.latent_dim_pi
+        return self.vf_features_extractor, as_module(mlps, "value_net", "forward_critic"), mlps.latent_dim_vf
 
     def masked_encoder(self) -> HistoryEncoder:
         """:return: The encoder that the critic reads: what the masked prediction teaches"""
@@ -363,7 +364,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         ):  # here SB3's critic learns, from single steps as in PPO
             features = self.extract_features(obs, self.vf_features_extractor)
             values = self.value_net(self.mlp_extractor.forward_critic(features)) + self.value_gate.gate * critic.residual
-        return self._decide(obs, _squeezed(encoded.acting), masks, self.tilts)[0], values
+        return self.decide(obs, encoded.acting.squeezed(), masks, self.tilts)[0], values
 
     def _with_axis(self, obs: PyTorchObs) -> Obs:
         """Scalars of a Discrete space as [N, 1], as the buffer stores them"""
@@ -441,10 +442,17 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """Whether acting needs a memory"""
         return self.memory_actor or self.tilts
 
-    def _decide(
+    def decide(
         self, obs: PyTorchObs, output: EncoderOutput, masks: th.Tensor | None, tilts: bool, in_rollout: bool = False
     ) -> tuple[ActionParameters, th.Tensor | None]:
-        """The action distributions of a step, and what Q_att added to them, from what the network that acts makes of it"""
+        """
+        :param obs: Observations, [N, *obs_shape]
+        :param output: What the network that is stepped makes of them, [N, ...]
+        :param masks: True where an action is allowed, [N, mask_dim]
+        :param tilts: Whether Q_att changes actions
+        :param in_rollout: Whether these actions are learned from
+        :return: What the distributions of actions are made of, and what Q_att added
+        """
         if self.memory_actor:
             given = self.action_parameters(output.latent, output.mlp_latent, masks)
         else:
@@ -455,7 +463,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             given = given._replace(parameters=given.parameters + offsets)
         return given, offsets
 
-    def _stepped(self) -> MemoryActor:
+    def stepped_network(self) -> MemoryActor:
         """The network that is stepped while acting: a memory actor's, or beside an MLP actor with Q_att the critic's"""
         encoder, extractor = self.actor_encoder, self.pi_features_extractor
         if encoder is None:
@@ -472,7 +480,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :param deterministic: Whether to sample or use deterministic actions
         :return: A function from observations [N, *obs_shape], episode starts [N] and action masks [N, mask_dim] to actions
         """
-        stepped = self._stepped() if self.remembers else None
+        stepped = self.stepped_network() if self.remembers else None
         cache = None if stepped is None else stepped.prefill(buffer.context())
         tilts = self.tilts  # for the whole rollout, whatever a callback loads meanwhile
 
@@ -481,7 +489,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             if stepped is None or cache is None:
                 given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
             else:
-                given, offsets = self._decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts, in_rollout=True)
+                given, offsets = self.decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts, in_rollout=True)
             actions, log_prob = self._sample(given, deterministic)
             if cache is not None:
                 cache.previous_action.copy_(actions)
@@ -559,10 +567,10 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         obs, vectorized_env = self.obs_to_tensor(observation)
         if self.remembers:
             state = self.state_use.resolve(state, episode_start, action_masks is not None)
-            stepped, n = self._stepped(), len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+            stepped, n = self.stepped_network(), len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
             cache = self.state_use.cache_of(state, n) or stepped.from_state(state, n)
             output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
-            given, _ = self._decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
+            given, _ = self.decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
             actions, _ = self._sample(given, deterministic)
             cache.previous_action.copy_(actions)
             state = self.state_use.returned(cache)
@@ -583,36 +591,6 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return self.unscale_action(actions)
         clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
         return clipped
-
-
-class _PartOfExtractor(nn.Module):
-    """
-    One of the MLPs of an MLP extractor of one's own, as a module.
-
-    :param mlp_extractor: The MLP extractor
-    :param method: Its method that is the MLP
-    """
-
-    def __init__(self, mlp_extractor: nn.Module, method: str):
-        super().__init__()
-        self.mlp_extractor, self.method = mlp_extractor, method
-
-    def forward(self, features: th.Tensor) -> th.Tensor:
-        latent: th.Tensor = getattr(self.mlp_extractor, self.method)(features)
-        return latent
-
-
-def _mlp(mlp_extractor: nn.Module, name: str, method: str) -> nn.Module:
-    """:return: An MLP as a module, also where it is a method of one's own"""
-    if getattr(type(mlp_extractor), method) is getattr(MlpExtractor, method):
-        mlp: nn.Module = getattr(mlp_extractor, name)
-        return mlp
-    return _PartOfExtractor(mlp_extractor, method)
-
-
-def _squeezed(output: EncoderOutput) -> EncoderOutput:
-    """[N, 1, ...] -> [N, ...]"""
-    return EncoderOutput._make(None if x is None else x.squeeze(1) for x in output)
 
 
 class AttentionActorCriticCnnPolicy(AttentionActorCriticPolicy):

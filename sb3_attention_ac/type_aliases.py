@@ -105,6 +105,10 @@ class EncoderOutput(NamedTuple):
     mlp_latent: th.Tensor
     hidden: th.Tensor | None
 
+    def squeezed(self) -> "EncoderOutput":
+        """:return: That of windows of one step, [N, 1, ...], without the axis of steps"""
+        return EncoderOutput._make(None if part is None else part.squeeze(1) for part in self)
+
 
 class ActionParameters(NamedTuple):
     """
