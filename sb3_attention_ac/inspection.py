@@ -43,7 +43,7 @@ def collect_trajectory(
     arguments = length, policy.observation_space, policy.action_space, policy.device
     buffer = TrajectoryRolloutBuffer(*arguments, n_context=n_context, chunk_length=length)
     buffer.reset()
-    act = policy.start_acting(buffer, deterministic)
+    act = policy.start_acting(buffer, deterministic, in_rollout=False)
     obs: Any = env.reset()
     starts = np.ones(1, dtype=bool)
     for _ in range(length):

@@ -472,12 +472,13 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         n_landmarks = self.architecture.n_landmarks
         return MemoryActor(encoder, n_context, self.chunk_length, extractor.features_dim, action_dim, n_landmarks)
 
-    def start_acting(self, buffer: TrajectoryRolloutBuffer, deterministic: bool = False) -> Act:
+    def start_acting(self, buffer: TrajectoryRolloutBuffer, deterministic: bool = False, in_rollout: bool = True) -> Act:
         """
         Start a rollout.
 
         :param buffer: Where the rollout goes; its context is what is remembered of the rollout before
         :param deterministic: Whether to sample or use deterministic actions
+        :param in_rollout: Whether these actions are learned from
         :return: A function from observations [N, *obs_shape], episode starts [N] and action masks [N, mask_dim] to actions
         """
         stepped = self.stepped_network() if self.remembers else None
@@ -489,7 +490,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             if stepped is None or cache is None:
                 given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
             else:
-                given, offsets = self.decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts, in_rollout=True)
+                given, offsets = self.decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts, in_rollout)
             actions, log_prob = self._sample(given, deterministic)
             if cache is not None:
                 cache.previous_action.copy_(actions)

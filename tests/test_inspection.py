@@ -126,3 +126,12 @@ def test_nothing_to_inspect():
     several = DummyVecEnv([lambda: RandomEnv(OBSERVATION_SPACE, ACTION_SPACES["Discrete"])] * 2)
     with pytest.raises(ValueError, match="2 were given"):
         collect_trajectory(model, several)
+
+
+def test_looking_leaves_the_log_of_the_next_rollout_alone(monkeypatch):
+    """What Q_att has done on the way is no rollout's"""
+    model = make_model(memory_actor=True, attention_q=True)
+    attention_q = model.policy.attention_q
+    monkeypatch.setattr(type(attention_q), "is_open", property(lambda self: True))
+    collect_trajectory(model, RandomEnv(), WIDTH)
+    assert attention_q._tilted == []
