@@ -133,5 +133,5 @@ def test_looking_leaves_the_log_of_the_next_rollout_alone(monkeypatch):
     model = make_model(memory_actor=True, attention_q=True)
     attention_q = model.policy.attention_q
     monkeypatch.setattr(type(attention_q), "is_open", property(lambda self: True))
-    collect_trajectory(model, RandomEnv(), WIDTH)
+    collect_trajectory(model, random_env(n_envs=1), WIDTH)
     assert attention_q._tilted == []
