@@ -321,6 +321,7 @@ def wide_report(out: Path) -> Path:
     return write_report(results, ("one on A, seed 0: broke; see /" + "folder/" * 60,), REFERENCES, out, None).report
 
 
+@pytest.mark.slow
 def test_wide_tables_scroll_inside_the_page(tmp_path: Path) -> None:
     page = wide_report(tmp_path).read_text()
     assert page.count("<table") == page.count('<div class="scroll"><table') >= 5

@@ -79,6 +79,7 @@ def table(path: Path) -> list[tuple[Any, ...]]:
 # ---- one command
 
 
+@pytest.mark.slow
 def test_a_suite_is_one_command(suite: Path, launched: list[str]) -> None:
     assert main(["--suite", str(suite), "--n-jobs", "1"]) == 0
     assert table(suite / "results.csv") == [

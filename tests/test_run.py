@@ -148,7 +148,7 @@ def test_policy_kwargs(tmp_path, policy_kwargs):
 
 
 @pytest.mark.parametrize("memory_actor", [False, True])
-@pytest.mark.parametrize("wrapper", ["normalize", "stack", "subproc"])
+@pytest.mark.parametrize("wrapper", ["normalize", "stack", pytest.param("subproc", marks=pytest.mark.slow)])
 def test_vec_envs(tmp_path, wrapper, memory_actor):
     if wrapper == "subproc":
         env = make_vec_env("CartPole-v1", n_envs=2, vec_env_cls=SubprocVecEnv)
