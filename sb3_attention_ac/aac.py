@@ -340,7 +340,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones
             if not continue_training:
-                return distributed.all_agree(False)
+                return distributed.all_agree(False)  # the others ask at the end of their rollouts
             self._update_info_buffer(infos, dones)
             n_steps += 1
             for idx in np.flatnonzero(dones):

@@ -52,7 +52,8 @@ class StateUse:
         :param cache: After a step
         :return: The state to return
         """
-        self._cache, self.last = cache, cache.to_numpy()
+        self.last = cache.to_numpy()
+        self._cache = cache if cache.age.device.type == "cpu" else None  # else the state is a copy, which may be written to
         return self.last
 
     def cache_of(self, state: Any, n_envs: int) -> KVCache | None:
@@ -61,7 +62,7 @@ class StateUse:
         :param n_envs: Number of observations it goes with
         :return: A copy of the cache, if the state is the very one that was returned last: there is nothing to check
         """
-        if state is None or state is not self.last or self._cache is None or len(self._cache.age) != n_envs:
+        if self._cache is None or state is not self.last or len(self._cache.age) != n_envs:
             return None
         return KVCache._make(tensor.clone() for tensor in self._cache)
 

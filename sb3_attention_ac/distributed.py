@@ -30,13 +30,18 @@ from stable_baselines3.common.vec_env import VecNormalize
 RANK_0_ALONE = (CheckpointCallback, EvalCallback, ProgressBarCallback)
 
 
+def is_launched() -> bool:
+    """:return: Whether ``torchrun`` has started this process and others"""
+    return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+
+
 def start(device: th.device) -> None:
     """
     Join the processes that ``torchrun`` has started, if it has.
 
     :param device: Where the policy is: NCCL connects GPUs, gloo CPUs
     """
-    if not dist.is_available() or dist.is_initialized() or not dist.is_torchelastic_launched():
+    if not is_launched() or dist.is_initialized():
         return
     if device.type == "cuda":
         th.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -170,11 +175,6 @@ def of_all_envs(array: np.ndarray) -> np.ndarray:
     :return: Those of all processes side by side, [n_steps, world_size * n_envs]
     """
     return np.concatenate(_gathered(array), axis=1) if is_active() else array
-
-
-def of_all(items: list[Any]) -> list[Any]:
-    """:return: The items of all processes"""
-    return [item for part in _gathered(items) for item in part] if is_active() else items
 
 
 def require_identical(parameters: Iterable[th.Tensor]) -> None:

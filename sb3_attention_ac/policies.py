@@ -292,7 +292,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :param output: Of the critic's history network, [..., latent_dim_vf]
         :return: Values, [...]
         """
-        if self.value_gate is None:
+        if self.value_gate is None or output.hidden is None:  # None: attention was not asked
             values = self.value_net(output.latent).squeeze(-1)
             return CriticOutput(values, values, None)
         with frozen(self.value_net):  # as the MLP, the head learns from transitions

@@ -65,7 +65,7 @@ def evaluate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
         critic = policy.critic_output(encoded)
         values[where] = critic.values.cpu().numpy()
         mlp_values[where] = critic.mlp_values.cpu().numpy()
-        if critic.residual is not None and attends:
+        if critic.residual is not None:
             residual[where] = critic.residual.cpu().numpy()
     last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
     last = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs), attends)

@@ -15,6 +15,7 @@ from typing import Any
 import rl_zoo3.train
 from rl_zoo3.exp_manager import ExperimentManager
 
+from sb3_attention_ac.distributed import is_launched
 from sb3_attention_ac.zoo import register
 
 
@@ -46,7 +47,7 @@ class PartOfExperiment(ExperimentManager):
 def main() -> None:
     """Register the algorithm and run the training script of RL Zoo."""
     register()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_launched():
         vars(rl_zoo3.train)["ExperimentManager"] = PartOfExperiment
         if os.environ["RANK"] != "0":  # what it writes is nobody's business
             folder = tempfile.mkdtemp()

@@ -23,7 +23,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "memory": {"context_length": 8, "d_model": 16, "n_heads": 2, "memory_actor": True},
     "shared": {"context_length": 8, "d_model": 16, "n_heads": 2, "memory_actor": True, "share_encoder": True},
 }
-ROLLOUT = ("observations", "actions", "rewards", "episode_starts", "episode_ids", "ages")
 
 
 def make_model(kind: str, n_envs: int, env_id: str = "CartPole-v1", **settings: Any) -> Any:
@@ -69,9 +68,7 @@ def step(folder: Path, kind: str) -> dict[str, Any]:
     model = make_model(kind, 4, n_epochs=1, batch_size=64)
     model.learn(1)  # opens logger and buffer
     model.policy.load_state_dict(given["parameters"])
-    for group in model.policy.optimizer.param_groups:
-        for parameter in group["params"]:
-            model.policy.optimizer.state[parameter].clear()
+    model.policy.optimizer.state.clear()
     half, buffer = slice(4 * distributed.rank(), 4 * distributed.rank() + 4), model.rollout_buffer
     for name, array in given["storage"].items():
         buffer.storage.arrays[name] = array[:, half]

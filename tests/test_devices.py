@@ -58,9 +58,7 @@ def test_the_first_update_is_that_of_the_cpu(device):
     here.learn(1)
     here.policy.load_state_dict(cpu.policy.state_dict())
     for model in (here, cpu):
-        for group in model.policy.optimizer.param_groups:
-            for parameter in group["params"]:
-                model.policy.optimizer.state[parameter].clear()
+        model.policy.optimizer.state.clear()
     for name, array in cpu.rollout_buffer.storage.arrays.items():
         here.rollout_buffer.storage.arrays[name] = array.copy()
     for name in ("values", "mlp_values", "log_probs", "advantages", "returns"):

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from PIL import Image
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_attention_ac import AAC
 
@@ -99,15 +98,9 @@ SLOW = ("onnx.md",)  # to export takes a while
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=name(page)) for page in PAGES]
 )
-def test_snippets_run(page, monkeypatch, tmp_path):
+def test_snippets_run(page, monkeypatch, tmp_path, learn_a_rollout):
     """The snippets of a page, one after the other, each training for one rollout."""
     monkeypatch.chdir(tmp_path)
-    learn: Any = OnPolicyAlgorithm.learn
-
-    def learn_a_rollout(self, total_timesteps, *args, **kwargs):
-        return learn(self, 1, *args, **kwargs)
-
-    monkeypatch.setattr(OnPolicyAlgorithm, "learn", learn_a_rollout)
     code = re.sub(r"\brange\(\d+\)", "range(3)", snippets(page))
     exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
 

@@ -2,11 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples" / "notebooks").glob("*.ipynb"))
 
@@ -28,14 +26,8 @@ def test_they_are_stored_without_output(notebook):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_they_run(notebook, monkeypatch, tmp_path, capsys):
+def test_they_run(notebook, monkeypatch, tmp_path, capsys, learn_a_rollout):
     monkeypatch.chdir(tmp_path)
-    learn: Any = OnPolicyAlgorithm.learn
-
-    def learn_a_rollout(self, total_timesteps, *args, **kwargs):
-        return learn(self, 1, *args, **kwargs)
-
-    monkeypatch.setattr(OnPolicyAlgorithm, "learn", learn_a_rollout)
     monkeypatch.setattr(plt, "show", lambda: None)
     code = code_of(notebook).replace("steps=20_000", "steps=2_048").replace("seeds=5", "seeds=2")
     exec(compile(code, notebook.stem, "exec"), {"__name__": "notebook"})

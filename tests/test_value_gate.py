@@ -228,9 +228,7 @@ def trained_on_one_rollout(n_layers: int, clip_range_vf: float | None) -> tuple[
     sb3.rollout_buffer.generator_ready = False
     fresh = th.optim.Adam(sb3.policy.parameters(), lr=3e-4, eps=1e-5)
     sb3.policy.optimizer = fresh
-    for group in ours.policy.optimizer.param_groups:
-        for parameter in group["params"]:
-            ours.policy.optimizer.state[parameter].clear()
+    ours.policy.optimizer.state.clear()
     sb3._current_progress_remaining = ours._current_progress_remaining
     return ours, sb3
 
