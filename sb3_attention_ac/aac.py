@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_attention_ac import distributed
+from sb3_attention_ac.argument_names import explain_unexpected_argument, with_checked_names
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
 from sb3_attention_ac.optim import QuickAdam, clip_gradients
@@ -41,11 +42,9 @@ from sb3_attention_ac.validation import (
     check_rollout,
     check_shape,
     check_spaces,
-    explain_unexpected_argument,
     resolve_aux_loss,
     warn_about_batch_size,
     warn_about_no_effect,
-    with_checked_names,
 )
 
 MASKED_COEF = 0.1

@@ -8,7 +8,8 @@ from typing import Any
 
 from stable_baselines3.common.save_util import open_path
 
-from sb3_attention_ac.validation import default_arguments, resolve_aux_loss
+from sb3_attention_ac.argument_names import default_arguments
+from sb3_attention_ac.validation import resolve_aux_loss
 
 # What a policy is made of at first alone: parameters from a file replace it
 FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")

@@ -1,13 +1,9 @@
 """What can be wrong with the arguments, said at construction: what was given, what is allowed, what to do."""
 
-import functools
-import inspect
-import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -15,9 +11,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_attention_ac.architecture import Architecture
+from sb3_attention_ac.argument_names import closest_names, default_arguments
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-
-P = ParamSpec("P")
 
 PREDICTION_TARGETS = ("return", "observation", "action", "reward")
 AUX_LOSSES: dict[str, tuple[str, ...]] = {
@@ -271,95 +266,6 @@ def check_policy_arguments(policy: Any, policy_kwargs: Any) -> None:
             f"policy_kwargs={policy_kwargs!r} was given, but it must be a dictionary, or None: "
             "policy_kwargs=dict(memory_actor=True), without quotes."
         )
-
-
-def closest_names(name: str, known: Iterable[str]) -> str:
-    """
-    :param name: A name that is not known
-    :param known: All names that are
-    :return: Part of a sentence that offers the closest known names, or all of them where none is close
-    """
-    names = sorted(known)
-    lower = {candidate.lower(): candidate for candidate in names}
-    close = [lower[match] for match in get_close_matches(name.lower(), lower, n=5, cutoff=0.6)]
-    return f"the closest known names are: {', '.join(close)}" if close else f"known are: {', '.join(names[:40])}"
-
-
-def default_arguments(made: type[Any]) -> dict[str, Any]:
-    """
-    :param made: A class
-    :return: Its arguments that have a default, and these; with those of its parents as far as ``**kwargs`` go to them
-    """
-    defaults: dict[str, Any] = {}
-    bases: Any = made.__mro__
-    for base in bases:
-        parameters = inspect.signature(base.__init__).parameters.values()
-        own = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
-        defaults = own | defaults
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return defaults
-
-
-def explain_unexpected_argument(
-    error: TypeError, policy_kwargs: Mapping[str, Any], policy_class: type[Any], algorithm: type[Any]
-) -> None:
-    """
-    Python's word on an argument comes first: what a policy of one's own accepts is not in its signature.
-
-    :param error: What the policy raised
-    :param policy_kwargs: The keyword arguments that it was given
-    :param policy_class: The policy
-    :param algorithm: The algorithm, whose arguments do not belong there
-    :raises ValueError: If ``error`` is about the name of one of them
-    """
-    said = re.search(r"(?:(\S+)\.__init__\(\) got an unexpected|got multiple values for) keyword argument '(\w+)'", str(error))
-    makers = [None, *(base.__qualname__ for base in policy_class.__mro__)]
-    if said is None or said[1] not in makers or said[2] not in policy_kwargs:
-        return  # as where a features extractor does not know one of its own
-    name, known, others = said[2], default_arguments(policy_class), inspect.signature(algorithm.__init__).parameters
-    if name in others:
-        raise ValueError(
-            f"policy_kwargs has {name!r}, which is an argument of the algorithm: "
-            f"pass it to the constructor instead, AAC(..., {name}=...)."
-        ) from error
-    if name not in known:
-        offer = closest_names(name, known.keys() - others.keys() - {"aux_targets"})
-        raise ValueError(f"policy_kwargs has {name!r}, which {policy_class.__name__} does not know; {offer}.") from error
-
-
-def check_constructor_names(given: Mapping[str, Any], constructor: Any, policy_class: type[Any]) -> None:
-    """
-    :param given: Keyword arguments of the algorithm's constructor
-    :param constructor: The constructor
-    :param policy_class: The policy, whose arguments do not belong there
-    :raises TypeError: If it does not know one of them
-    """
-    known = [name for name in inspect.signature(constructor).parameters if name != "self"]
-    for name, value in given.items():
-        if name in known:
-            continue
-        if name in default_arguments(policy_class):
-            raise TypeError(f"{name} is an argument of the policy: pass it as policy_kwargs=dict({name}={value!r}).")
-        offer = closest_names(name, [name for name in known if not name.startswith("_")])
-        raise TypeError(f"The algorithm does not know the argument {name!r}; {offer}.")
-
-
-def with_checked_names(policy_class: type[Any]) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """
-    :param policy_class: The policy, whose arguments do not belong to the algorithm
-    :return: A decorator of the algorithm's constructor, which then says in words which argument it does not know
-    """
-
-    def decorate(constructor: Callable[P, None]) -> Callable[P, None]:
-        @functools.wraps(constructor)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-            check_constructor_names(kwargs, constructor, policy_class)
-            constructor(*args, **kwargs)
-
-        return checked
-
-    return decorate
 
 
 def check_memory_options(policy_kwargs: Mapping[str, Any], policy_class: type[Any]) -> None:

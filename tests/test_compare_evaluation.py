@@ -100,6 +100,21 @@ class Trials(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
 
+class Forbidding(Clock):
+    """A clock that forbids two of three actions in each tick, others in the next; a forbidden one costs 1."""
+
+    action_space = spaces.Discrete(3)
+
+    def action_masks(self) -> np.ndarray:
+        allowed: np.ndarray = np.arange(3) == self.ticks % 3
+        return allowed
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        allowed = self.action_masks()[action]
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float(allowed) - 1, terminated, truncated, info
+
+
 @pytest.fixture
 def clock() -> Iterator[str]:
     gym.register("Clock-v0", Clock)
@@ -140,6 +155,17 @@ def test_evaluations_end_with_the_episodes_the_agent_sees(
         # Each starts from its own seed, in every evaluation
         seeded = min(length, 10)
         assert evaluation.returns == pytest.approx([length + seeded * extra for extra in (0.0, 0.01, 0.02)])
+
+
+@pytest.mark.parametrize("algo", ["aac", "maskable_ppo", "ppo"])
+def test_what_takes_masks_is_evaluated_with_them(tmp_path: Path, algo: str) -> None:
+    gym.register("Forbidding-v0", Forbidding)
+    try:
+        result = run(one_job(algo, "Forbidding-v0", PROTOCOL, "zoo", n_steps=32, batch_size=32), tmp_path, "test")
+    finally:
+        del gym.registry["Forbidding-v0"]
+    returns = [episode for evaluation in result.evaluations for episode in evaluation.returns]
+    assert (min(returns) < 0) == (algo == "ppo")
 
 
 def test_rewards_are_raw(tmp_path: Path, clock: str) -> None:

@@ -15,6 +15,7 @@ from sb3_attention_ac.networks.transformer import (
     Block,
     TrajectoryEncoder,
     apply_rotary,
+    as_real,
     attention_mask,
     cached,
     rotary_frequencies,
@@ -67,6 +68,18 @@ def test_apply_rotary_by_hand(head_dim, for_each_row):
             expected[:, t, :2, :, 2 * k + 1] = first * angle.sin() + second * angle.cos()
     th.testing.assert_close(turned, expected)
     assert th.equal(turned[:, :, 2], x[:, :, 2])
+
+
+@pytest.mark.parametrize("head_dim", [1, 4, 5])
+@pytest.mark.parametrize("for_each_row", [False, True])
+def test_rotary_without_complex_numbers(head_dim, for_each_row):
+    """As ONNX has none: the same to the last bits"""
+    rotary, x = rotary_frequencies(6, 2, head_dim, 9.0, CPU), th.randn(3, 6, 3, 2, head_dim)
+    rotary = rotary.expand(3, *rotary.shape) if for_each_row else rotary
+    assert as_real(rotary).shape == (*rotary.shape[:-1], head_dim // 2 * 2)
+    turned = apply_rotary(x, as_real(rotary))
+    assert turned.shape == x.shape
+    th.testing.assert_close(turned, apply_rotary(x, rotary))
 
 
 def test_each_row_may_have_positions_of_its_own():

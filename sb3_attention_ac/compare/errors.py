@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sb3_attention_ac.validation import closest_names
+from sb3_attention_ac.argument_names import closest_names
 
 
 class CompareError(Exception):

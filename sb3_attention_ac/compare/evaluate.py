@@ -1,11 +1,13 @@
 """The same evaluation for every algorithm, with the clock of training stopped meanwhile."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
@@ -131,6 +133,10 @@ class EvaluationCallback(BaseCallback):
             take_finished(episodes)
         return recorded, observations
 
+    def _takes_masks(self, env: VecEnv) -> bool:
+        """Whether the environment forbids actions, and the algorithm takes masks as in training"""
+        return "action_masks" in inspect.signature(self.model.predict).parameters and is_masking_supported(env)
+
     def _play(self, recorded: RecordedEnv, observations: VecEnvObs) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """
         SB3's ``evaluate_policy`` would wait for ever for an episode that a wrapper outside of ``Monitor`` ends.
@@ -141,12 +147,16 @@ class EvaluationCallback(BaseCallback):
         """
         played: dict[int, tuple[float, int]] = {}
         states, starts = None, np.ones(recorded.env.num_envs, dtype=bool)
+        takes_masks, masks = self._takes_masks(recorded.env), dict[str, Any]()
         for _ in range(LONGEST_EPISODE):
+            if takes_masks:
+                masks["action_masks"] = get_action_masks(recorded.env)
             actions, states = self.model.predict(
                 observations,  # type: ignore[arg-type]
                 state=states,
                 episode_start=starts,
                 deterministic=self.protocol.deterministic,
+                **masks,
             )
             observations, _, starts, _ = recorded.env.step(actions)
             for index in np.flatnonzero(starts).tolist():

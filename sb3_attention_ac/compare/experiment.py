@@ -81,7 +81,8 @@ def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
         config = str(file) if file.is_file() else None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read
-            manager = ExperimentManager(Namespace(), algo, env, log_folder="", config=config)
+            # RL Zoo has no file for MaskablePPO, which takes PPO's values
+            manager = ExperimentManager(Namespace(), algo.removeprefix("maskable_"), env, log_folder="", config=config)
             entries = read_mapping(Path(manager.config), "environments to hyperparameters")
             versions = [name for name in entries if parse_env_id(name)[:2] == parse_env_id(env)[:2]]
             entry = env if env in entries or not versions else versions[0]

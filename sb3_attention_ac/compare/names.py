@@ -29,13 +29,15 @@ SOURCES = (
 
 def known_algorithms() -> "dict[str, type[BaseAlgorithm]]":
     """
-    :return: All algorithms RL Zoo knows, that of this package included
+    :return: All algorithms RL Zoo knows, that of this package included, and sb3-contrib's MaskablePPO
     """
     from rl_zoo3.utils import ALGOS
+    from sb3_contrib import MaskablePPO
 
     from sb3_attention_ac.zoo import register
 
     register()
+    ALGOS.setdefault("maskable_ppo", MaskablePPO)
     return ALGOS
 
 
