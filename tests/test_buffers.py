@@ -212,9 +212,21 @@ def test_defaults_are_sb3s_and_32_steps():
 
 @pytest.mark.parametrize("wrong", [{"n_context": -1}, {"chunk_length": 0}])
 def test_impossible_lengths(wrong):
-    with pytest.raises(ValueError, match="n_context must be at least 0 and chunk_length at least 1"):
+    with pytest.raises(ValueError, match=r", but n_context must be at least 0 and chunk_length at least 1\.$"):
         make(**wrong)
     make(n_context=0, chunk_length=1)
+
+
+def test_made_as_sb3s():
+    """With SB3's arguments alone; a rollout that has begun is not full"""
+    assert TrajectoryRolloutBuffer(33, NUMBERS, ACTIONS).chunk_length == 17  # two equal chunks of at most 32
+    buffer = TrajectoryRolloutBuffer(4, NUMBERS, ACTIONS)
+    assert buffer.device.type in ("cpu", "cuda", "mps")
+    for step in range(4):
+        add_step(buffer, step, np.array([step == 0]))
+    assert buffer.full
+    buffer.reset()
+    assert not buffer.full
 
 
 def test_nothing_can_be_read_too_early():

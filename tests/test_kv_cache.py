@@ -300,8 +300,13 @@ def test_an_empty_cache():
     assert cache.position.tolist() == cache.start.tolist() == [5] * 5 and cache.features.shape == (5, 9, F)
 
 
+def test_landmarks_are_asked_for():
+    with_attention = incremental(3, 4).network
+    assert IncrementalEncoder(with_attention, nn.Identity(), 3, 4).n_landmarks == 0
+
+
 def test_a_network_without_attention_has_nothing_to_remember():
-    with pytest.raises(AssertionError, match="nothing to remember"):
+    with pytest.raises(AssertionError, match=r"^a network without attention has nothing to remember$"):
         IncrementalEncoder(HistoryNetwork(H, 1, None, 8), nn.Identity(), 3, 4)
 
 

@@ -150,3 +150,25 @@ def test_storage_knows_its_rows():
     assert tensors.rewards.shape == (3, 4) and tensors.actions.dtype == th.float32
     assert tensors.episode_starts.dtype == th.bool
     assert "noise_ids" not in StepStorage(2, 3, 4, NUMBERS, spaces.Discrete(2), held_noise=False).arrays
+
+
+def test_types_of_what_is_stored():
+    storage = StepStorage(2, 3, 1, NUMBERS, spaces.MultiDiscrete([3, 4]), held_noise=True)
+    types = {name: array.dtype for name, array in storage.arrays.items()}
+    assert types == {
+        "observations": np.float32,
+        "actions": np.int64,
+        "rewards": np.float32,
+        "episode_starts": np.float32,
+        "episode_ids": np.int64,
+        "ages": np.float32,
+        "noise_ids": np.int64,
+    }
+
+
+def test_entries_that_the_space_does_not_know_are_left_out():
+    """A wrapper may add entries to an observation, as SB3's HER does"""
+    storage = StepStorage(1, 2, 1, spaces.Dict({"a": NUMBERS}), spaces.Discrete(2), held_noise=False)
+    storage.add(0, {"more": np.zeros((1, 9)), "a": np.full((1, 1), 7.0)}, np.zeros(1), np.zeros(1), np.ones(1))
+    assert storage.arrays["observations"].keys() == {"a"}
+    assert storage.arrays["observations"]["a"].ravel().tolist() == [7, 7, 0]

@@ -70,6 +70,27 @@ def test_apply_rotary_by_hand(head_dim, for_each_row):
     assert th.equal(turned[:, :, 2], x[:, :, 2])
 
 
+def test_rotary_keeps_double_precision():
+    x, rotary = th.randn(1, 6, 3, 2, 4, dtype=th.float64), rotary_frequencies(6, 2, 4, 9.0, CPU).to(th.complex128)
+    assert apply_rotary(x, rotary).dtype == th.float64
+    th.testing.assert_close(apply_rotary(x, rotary).norm(), x.norm(), rtol=1e-7, atol=0)
+    assert apply_rotary(x.bfloat16(), rotary_frequencies(6, 2, 4, 9.0, CPU)).dtype == th.float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["latent", "events"])
+def test_what_is_not_finite_is_zero_in_a_token(value, where):
+    """0 times NaN is NaN: one such step would reach every step that does not attend to it."""
+    encoder = TrajectoryEncoder(3, 1, 8, 1, 2, 16, 0.0, 9.0)
+    inputs = {"latent": th.randn(2, 4, 3), "events": th.randn(2, 4, 1)}
+    zeroed, bad = dict(inputs), dict(inputs)
+    keep = th.ones_like(inputs[where])
+    keep[1, 2] = 0.0
+    zeroed[where] = inputs[where] * keep
+    bad[where] = th.where(keep > 0, inputs[where], value)
+    assert th.equal(encoder.embed(**bad), encoder.embed(**zeroed))
+
+
 @pytest.mark.parametrize("head_dim", [1, 4, 5])
 @pytest.mark.parametrize("for_each_row", [False, True])
 def test_rotary_without_complex_numbers(head_dim, for_each_row):
