@@ -53,6 +53,19 @@ LABELS = {
 }
 
 
+def read_runs(path: Path) -> pd.DataFrame:
+    """
+    :param path: A file of last returns, or of the results of a suite
+    :return: suite, task, variant, seed, steps, last_return
+    """
+    runs = pd.read_csv(path)
+    if "suite" in runs:
+        return runs
+    runs = runs.rename(columns={"environment": "task", "algorithm": "variant", "final": "last_return"})
+    tasks = runs["task"].str.replace("popgym-", "").str.replace(r"(Easy|Medium|Hard)-v0$", r"\1", regex=True)
+    return runs.assign(suite=path.parent.name, task=tasks)
+
+
 def interval(returns: npt.NDArray[np.float64]) -> tuple[float, float]:
     """
     :param returns: Last return of each seed, [n]
@@ -121,7 +134,7 @@ def highlights() -> str:
     """:return: AAC beside the best of the other algorithms, on a dozen tasks"""
     body = []
     for wanted in pd.read_csv(BENCHMARKS / "highlights.csv").itertuples():
-        runs = pd.read_csv(BENCHMARKS / str(wanted.file))
+        runs = read_runs(BENCHMARKS / str(wanted.file))
         runs = runs[(runs["suite"] == wanted.suite) & (runs["task"] == wanted.task)]
         runs = runs[(runs["variant"] == "aac") | ~runs["variant"].str.startswith("aac")]
         texts = cells(runs)
@@ -139,7 +152,7 @@ def with_tables(page: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         start, path, suite, rows, tasks, end = match.groups()
-        runs = pd.read_csv(BENCHMARKS / path)
+        runs = read_runs(BENCHMARKS / path)
         selected = runs[runs["suite"] == suite]
         if selected.empty:
             raise ValueError(f"{path} has no suite {suite!r}: it has {sorted(runs['suite'].unique())}.")

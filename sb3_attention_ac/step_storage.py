@@ -155,7 +155,7 @@ class StepStorage:
                 array[:row] = array[row]
 
         stored = arrays["observations"]
-        map_obs(store, stored, {key: obs[key] for key in stored} if isinstance(stored, dict) else obs)
+        map_obs(store, stored, obs)
         arrays["actions"][row] = np.reshape(action, arrays["actions"].shape[1:])
         arrays["rewards"][row] = reward
         arrays["episode_starts"][row] = episode_start

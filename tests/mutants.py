@@ -1,5 +1,5 @@
 """
-After ``mutmut run``: is every mutant that survived named in surviving_mutants.yml, with its reason? ``make mutants`` runs this.
+After ``mutmut run``: is every mutant that survived named in surviving_mutants.yml, with its reason? Part of ``make mutants``.
 
 A mutant is named by its function and by the line that it makes, because the numbers of mutmut change with the code.
 """
@@ -24,8 +24,7 @@ def mutmut(*arguments: str) -> str:
 
 def results() -> dict[str, str]:
     """Every mutant, and what became of it"""
-    lines = (line.strip().split(": ") for line in mutmut("results", "--all", "true").splitlines() if ": " in line)
-    return {name: outcome for name, outcome in lines}
+    return dict(line.strip().split(": ") for line in mutmut("results", "--all", "true").splitlines() if ": " in line)
 
 
 def named(mutant: str) -> str:

@@ -43,6 +43,18 @@ def test_values_are_those_of_the_windows(network):
         assert np.array_equal(found.values, found.mlp_values) and not found.residual.any()
 
 
+def test_while_attention_rests_values_are_the_mlps():
+    """Of the rollout, of the observations after it and at time limits"""
+    policy, buffer, last_obs, awake = evaluated("MLP actor")
+    policy.value_gate.n_quiet.fill_(7)
+    resting = evaluate_rollout(policy, buffer, last_obs)
+    assert np.array_equal(resting.values, resting.mlp_values) and not resting.residual.any()
+    np.testing.assert_allclose(resting.mlp_values, awake.mlp_values, rtol=1e-5, atol=1e-6)
+    for rested, attended in ((resting.last, awake.last), (resting.terminal, awake.terminal)):
+        assert len(rested.values) > 1 and not th.equal(attended.values, attended.mlp_values)
+        th.testing.assert_close(rested.values, attended.mlp_values)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("limit", [1, 13, 1024])
 def test_in_however_many_passes(monkeypatch, network, limit):

@@ -10,6 +10,4 @@ gym.register(
     f"{PATH}:InvalidActionEnvMultiDiscrete",
     kwargs={"dims": [4, 4, 4], "n_invalid_actions": 4},
 )
-gym.register(
-    "InvalidActionsMultiBinary-v0", f"{PATH}:InvalidActionEnvMultiBinary", kwargs={"dims": 8, "n_invalid_actions": 4}
-)
+gym.register("InvalidActionsMultiBinary-v0", f"{PATH}:InvalidActionEnvMultiBinary", kwargs={"dims": 8, "n_invalid_actions": 4})
