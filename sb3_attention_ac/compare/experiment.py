@@ -4,6 +4,7 @@ import contextlib
 import io
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sb3_attention_ac.compare.episodes import EndReporter, Episode, EpisodeRecor
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.evaluate import EvaluationCallback, RecordedEnv
 from sb3_attention_ac.compare.names import known_algorithms
+from sb3_attention_ac.compare.pools import VEC_ENVS, make_pool
 from sb3_attention_ac.compare.settings import Job, Variant
 from sb3_attention_ac.compare.storage import write_atomically
 from sb3_attention_ac.compare.yaml_files import read_mapping
@@ -54,6 +56,8 @@ def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, 
         if "policy" in variant.changes:
             raise unknown_name(f"policy of {variant.algo} in the variant {variant.name!r}", name, aliases)
         name = policy  # RL Zoo's default entry for ppo_lstm names one that RecurrentPPO does not have
+    if hyperparams.get("vec_env", VEC_ENVS[0]) not in VEC_ENVS:
+        raise CompareError(f"vec_env is {hyperparams['vec_env']!r} for {variant.name} on {env}; give one of {VEC_ENVS}.")
     if not {"env_wrapper", "env_kwargs"} & set(hyperparams):  # which may change the observations
         _check_observations(space, variant.algo, env)
     return {**hyperparams, "policy": name, "n_timesteps": steps}
@@ -132,7 +136,12 @@ def merge(hyperparams: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any
 
 
 class RecordingManager(ExperimentManager):
-    """RL Zoo's manager of experiments, which records the episodes of the environments it makes."""
+    """
+    RL Zoo's manager of experiments, which records the episodes of the environments it makes. ``vec_env`` says whose
+    environments it trains in, one of :data:`~sb3_attention_ac.compare.pools.VEC_ENVS`.
+    """
+
+    vec_env = VEC_ENVS[0]
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
@@ -149,11 +158,18 @@ class RecordingManager(ExperimentManager):
             self.episodes.append(recorder.episodes)
             return EndReporter(recorder if given is None else given(recorder), recorder.episodes)
 
-        self.env_wrapper = wrap
+        def pool(make_envs: list[Callable[[], gym.Env[Any, Any]]], **kwargs: Any) -> VecEnv:
+            made = make_pool(self.env_name.gym_id, make_envs, self.seed)
+            self.episodes[:] = [made.episodes]  # not those of the example
+            return made
+
+        self.env_wrapper, vec_env_class = wrap, self.vec_env_class
+        if self.vec_env == "envpool" and not eval_env:
+            self.vec_env_class: Any = pool
         try:
             return super().create_envs(n_envs, eval_env, no_log)
         finally:
-            self.env_wrapper = given
+            self.env_wrapper, self.vec_env_class = given, vec_env_class
 
 
 def build(job: Job, folder: Path) -> tuple[RecordingManager, BaseAlgorithm, EvaluationCallback]:
@@ -164,8 +180,9 @@ def build(job: Job, folder: Path) -> tuple[RecordingManager, BaseAlgorithm, Eval
         make the episodes of one evaluation side by side, rewards raw
     """
     known_algorithms()
-    config = folder / "hyperparams.yml"
-    write_atomically(config, yaml.safe_dump({job.env: job.hyperparams}))
+    config, hyperparams = folder / "hyperparams.yml", dict(job.hyperparams)
+    vec_env = hyperparams.pop("vec_env", VEC_ENVS[0])  # RL Zoo does not know it
+    write_atomically(config, yaml.safe_dump({job.env: hyperparams}))
     manager = RecordingManager(
         Namespace(**job.to_dict()),
         job.algo,
@@ -178,6 +195,7 @@ def build(job: Job, folder: Path) -> tuple[RecordingManager, BaseAlgorithm, Eval
         device=job.protocol.device,
         config=str(config),
     )
+    manager.vec_env = vec_env
     manager.save_path = str(folder)
     manager.params_path = str(folder)
     experiment = manager.setup_experiment()

@@ -1,0 +1,79 @@
+"""Training in EnvPool's environments: ``vec_env: envpool`` among the hyperparameters. Evaluations stay in Gymnasium's."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sb3_attention_ac.compare.episodes import Episode
+from sb3_attention_ac.compare.errors import CompareError
+from sb3_attention_ac.envs.envpool import EnvPoolVecEnv, minigrid_view
+
+VEC_ENVS = ("gymnasium", "envpool")
+
+
+class RecordedPool(EnvPoolVecEnv):
+    """
+    A pool that records its episodes, as :class:`~sb3_attention_ac.compare.episodes.EpisodeRecorder` those of an environment,
+    and says where they ended, as ``Monitor`` does. No ``VecEnvWrapper``: the environments of evaluations have none either.
+
+    :param env_id: As for :class:`~sb3_attention_ac.envs.envpool.EnvPoolVecEnv`
+    :param options: Likewise
+    """
+
+    def __init__(self, env_id: str, **options: Any) -> None:
+        super().__init__(env_id, **options)
+        self.episodes = [Episode()]  # the last one is under way
+        self._present = [Episode() for _ in range(self.num_envs)]
+        self._start = time.time()
+
+    def reset(self) -> VecEnvObs:
+        """:return: First observations of all environments"""
+        self._present = [Episode() for _ in range(self.num_envs)]
+        return super().reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """:return: Observations, rewards, dones, infos"""
+        obs, rewards, dones, infos = super().step_wait()
+        for episode, reward in zip(self._present, rewards, strict=True):
+            episode.total += float(reward)
+            episode.length += 1
+        for i in np.flatnonzero(dones):
+            ended, self._present[i] = self._present[i], Episode()
+            self.episodes.insert(-1, ended)
+            infos[i]["episode"] = {"r": round(ended.total, 6), "l": ended.length, "t": round(time.time() - self._start, 6)}
+        return obs, rewards, dones, infos
+
+
+def make_pool(env_id: str, make_envs: Sequence[Callable[[], gym.Env[Any, Any]]], seed: int) -> RecordedPool:
+    """
+    :param env_id: Name of the environment, here and in EnvPool
+    :param make_envs: Make Gymnasium's, with the wrappers of the user; there are as many in the pool
+    :param seed: Environment i has the seed ``seed + i``
+    :return: A pool whose spaces are those of Gymnasium's environment
+    :raises CompareError: If EnvPool is not installed, does not have it, or shows something else
+    """
+    example = make_envs[0]()
+    space, action_space = example.observation_space, example.action_space
+    example.close()
+    options: dict[str, Any] = {"n_envs": len(make_envs), "seed": seed, "num_threads": 1}
+    try:
+        pool = RecordedPool(env_id, **options)
+    except (ImportError, AssertionError) as error:
+        raise CompareError(f"vec_env is 'envpool', but {env_id} cannot be made of it: {error}") from error
+    shown = pool.observation_space
+    if isinstance(shown, gym.spaces.Dict) and "image" in shown.spaces and isinstance(space, gym.spaces.Box):
+        pool.close()
+        pool = RecordedPool(env_id, transform=minigrid_view, observation_space=space, **options)
+        example_obs = pool.reset()
+        if example_obs.shape[1:] == space.shape:  # type: ignore[union-attr]
+            shown = space
+    if shown != space or pool.action_space != action_space:
+        raise CompareError(
+            f"vec_env is 'envpool', but its {env_id} has observations {shown} and actions {pool.action_space}, and "
+            f"Gymnasium's with the wrappers of this entry {space} and {action_space}: leave vec_env out."
+        )
+    return pool
