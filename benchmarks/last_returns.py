@@ -13,6 +13,8 @@ made of what benchmarks/highlights.csv names:
     <!-- highlights -->
     <!-- end of table -->
 
+The table of what each part adds, of docs/results/parts.md, is made of benchmarks/effects.csv, after ``<!-- effects -->``.
+
 Mean over seeds with its 95 % interval (percentile bootstrap). Bold: the interval is above all others of its task.
 """
 
@@ -30,6 +32,7 @@ PAGES = [DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")), DO
 TABLE = re.compile(
     r"(<!-- table: (\S+) suite=(\S+) rows=(task|variant)(?: tasks=(\S+))? -->\n).*?(<!-- end of table -->)", flags=re.DOTALL
 )
+EFFECTS = re.compile(r"(<!-- effects -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 HIGHLIGHTS = re.compile(r"(<!-- highlights -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 LABELS = {
@@ -144,6 +147,35 @@ def highlights() -> str:
     return markdown(["task", "AAC", "best of the others", "steps"], body)
 
 
+def difference(runs: pd.DataFrame, variant: str, other: str) -> str:
+    """
+    :param runs: Runs on one task
+    :param variant: With a part
+    :param other: Without it
+    :return: How much higher the mean return is with it, and the 95 % interval; bold if zero is not in it
+    """
+    returns = [runs[runs["variant"] == name]["last_return"].to_numpy() for name in (variant, other)]
+    rng = np.random.default_rng(0)
+    means = [x[rng.integers(len(x), size=(10_000, len(x)))].mean(axis=1) for x in returns]
+    low, high = np.quantile(means[0] - means[1], [0.025, 0.975])
+    text = f"{number(returns[0].mean() - returns[1].mean())} [{number(low)}, {number(high)}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def effects() -> str:
+    """:return: What each part adds, on which kind of task"""
+    body = []
+    for row in pd.read_csv(BENCHMARKS / "effects.csv").to_dict("records"):
+        runs = read_runs(BENCHMARKS / row["file"])
+        runs = runs[(runs["suite"] == row["suite"]) & (runs["task"] == row["task"])]
+        without = number(float(runs[runs["variant"] == row["without"]]["last_return"].mean()))
+        page = f"[{Path(row['page']).stem}]({row['page']})"
+        body.append([row["part"], row["kind"], row["task"], without, difference(runs, row["with"], row["without"]), page])
+    header = ["part", "kind of task", "task", "return without", "with the part, more by", "command"]
+    rule = ["---", "---", "---", "---:", "---:", "---"]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in [header, rule, *body])
+
+
 def with_tables(page: str) -> str:
     """
     :param page: Text of a page
@@ -164,6 +196,7 @@ def with_tables(page: str) -> str:
         return start + table(selected, rows) + end
 
     page = HIGHLIGHTS.sub(lambda match: match[1] + highlights() + match[2], page)
+    page = EFFECTS.sub(lambda match: match[1] + effects() + match[2], page)
     return TABLE.sub(replace, page)
 
 
