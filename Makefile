@@ -4,7 +4,7 @@
 #   make slow     the tests that train for minutes, install packages into new environments, or kill processes
 #   make docs     the documentation, in docs/_build/html
 #   make tables   the tables of the results pages and the README's picture, from the CSV files in benchmarks/
-#   make mutants  mutation testing of the algorithm (an hour)
+#   make mutants  mutation testing of the algorithm (half an hour)
 # Variables: PYTHON (interpreter to build .venv with), TORCH (what to install as PyTorch), ENV (environment to train on)
 
 PYTHON ?= python3
