@@ -51,10 +51,11 @@ SWEEPS: dict[str, list[int]] = {
     "context_length": [16, 32, 64, 128, 256, 512, 1024],
     "d_model": [16, 32, 64, 128, 256],
     "n_layers": [1, 2, 4, 8],
+    "n_landmarks": [0, 4, 8, 16, 32],
     "n_envs": [1, 4, 16, 64],
     "n_steps": [64, 128, 256, 512, 1024],
 }
-NETWORK_SWEEPS = ("context_length", "d_model", "n_layers")
+NETWORK_SWEEPS = ("context_length", "d_model", "n_layers", "n_landmarks")
 
 
 # --- in the process of one algorithm ------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def sweep_table(name: str, sizes: list[int], results: list[Result]) -> str:
         [str(size), *(f"{cost:.0f}" for cost in row), f"{result.peak_mib:.0f}"]
         for size, row, result in zip(sizes, costs, results, strict=True)
     ]
-    if len(sizes) > 1:
+    if len(sizes) > 1 and min(sizes) > 0:  # nothing grows from 0 by a power
         exponents = [growth_exponent(sizes, list(column)) for column in zip(*costs, strict=True)]
         rows.append(["exponent", *(f"{exponent:.2f}" for exponent in exponents), "-"])
     return table([name, unit, "collecting", "training", setup.peak_column], rows)

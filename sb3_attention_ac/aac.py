@@ -206,7 +206,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.set_random_seed(self.seed)
         self.policy = self._make_policy()
         self._resolve_defaults()
-        check_buffer_arguments(self.rollout_buffer_kwargs, self.policy.architecture.n_context)
+        architecture = self.policy.architecture
+        check_buffer_arguments(self.rollout_buffer_kwargs, architecture.n_context, architecture.n_landmarks)
         buffer_class: Any = self.rollout_buffer_class or TrajectoryRolloutBuffer
         self.rollout_buffer_class = buffer_class
         self.rollout_buffer = buffer_class(
@@ -218,9 +219,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
             **{
-                "n_context": self.policy.architecture.n_context,
-                "chunk_length": self.policy.architecture.longest_chunk,
-                "n_landmarks": self.policy.architecture.n_landmarks,
+                "n_context": architecture.n_context,
+                "chunk_length": architecture.longest_chunk,
+                "n_landmarks": architecture.n_landmarks,
                 "held_noise": self.use_sde and not self.policy.memory_actor,
                 **self.rollout_buffer_kwargs,
             },
@@ -505,7 +506,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         has_masks = is_masking_supported(self.env)
         if use_masking and not has_masks:
             raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
-        self.use_masking = has_masks if use_masking is None else use_masking
+        if use_masking is None:  # what has this name beside continuous actions is something else
+            use_masking = has_masks and not isinstance(self.action_space, spaces.Box)
+        self.use_masking = use_masking
         self._join_others()
         callback, progress_bar = distributed.callbacks_of(callback), progress_bar and distributed.rank() == 0
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -207,8 +207,8 @@ def callbacks_of(callback: Any) -> Any:
         if isinstance(one, CallbackList):
             one.callbacks = callbacks_of(one.callbacks)
         if not isinstance(one, RANK_0_ALONE):
-            if isinstance(one, EventCallback) and isinstance(one.callback, RANK_0_ALONE):
-                one.callback = None
+            if isinstance(one, EventCallback) and one.callback is not None:
+                one.callback = next(iter(callbacks_of([one.callback])), None)
             kept.append(one)
     return kept
 

@@ -41,12 +41,18 @@ def collect_trajectory(
     n_context = policy.architecture.n_context
     length = n_context + policy.chunk_length if n_steps is None else n_steps
     arguments = length, policy.observation_space, policy.action_space, policy.device
-    buffer = TrajectoryRolloutBuffer(*arguments, n_context=n_context, chunk_length=length)
+    held_noise, n_landmarks = model.use_sde and not policy.memory_actor, policy.architecture.n_landmarks
+    buffer = TrajectoryRolloutBuffer(
+        *arguments, n_context=n_context, chunk_length=length, n_landmarks=n_landmarks, held_noise=held_noise
+    )
+    noise_length = model.sde_sample_freq if model.sde_sample_freq > 0 else model.n_steps
     buffer.reset()
     act = policy.start_acting(buffer, deterministic, in_rollout=False)
     obs: Any = env.reset()
     starts = np.ones(1, dtype=bool)
-    for _ in range(length):
+    for step in range(length):
+        if held_noise and step % noise_length == 0:
+            buffer.start_noise()  # a step attends to those from before its noise, whether or not there is some here
         masks = get_action_masks(env) if model.use_masking else None
         obs_tensor, _ = policy.obs_to_tensor(obs)
         actions = act(obs_tensor, starts, None if masks is None else policy.checked_masks(masks, obs_tensor)).actions

@@ -37,7 +37,7 @@ from sb3_attention_ac.type_aliases import (
     TrajectoryWindows,
     WindowOutput,
 )
-from sb3_attention_ac.validation import check_flags, check_keys, check_network, check_not_overridden
+from sb3_attention_ac.validation import check_attention_q_keys, check_flags, check_keys, check_network, check_not_overridden
 
 Act = Callable[[Obs, np.ndarray, th.Tensor | None], ActorOutput]
 
@@ -125,6 +125,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         check_keys(observation_space, actor_keys=actor_keys, critic_keys=critic_keys)
         self.memory_actor = memory_actor
         self.actor_keys, self.critic_keys = resolve_keys(observation_space, actor_keys, critic_keys, memory_actor)
+        check_attention_q_keys(self.architecture.attention_q and not memory_actor, self.actor_keys, self.critic_keys)
         self._extractor_keys = [self.actor_keys, self.critic_keys]
         self.aux_targets = tuple(self.architecture.default_targets if aux_targets is None else aux_targets)
         self.temperature = temperature
@@ -164,7 +165,10 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         space, keys = self.observation_space, self._extractor_keys.pop(0)
         if isinstance(space, spaces.Dict) and keys is not None:
             space = spaces.Dict({key: space.spaces[key] for key in keys})
-        return self.features_extractor_class(space, **self.features_extractor_kwargs)
+        extractor: Any = self.features_extractor_class(space, **self.features_extractor_kwargs)
+        extractor.keys_read = keys  # goes with its copies, as that of the masked prediction
+        made: BaseFeaturesExtractor = extractor
+        return made
 
     def _build_mlp_extractor(self) -> None:
         super()._build_mlp_extractor()
@@ -243,7 +247,9 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """Only those entries of Dict observations that the extractor reads"""
         if self.actor_keys == self.critic_keys or not isinstance(obs, dict):
             return obs
-        keys = self.actor_keys if extractor is self.pi_features_extractor else self.critic_keys
+        keys: Any = getattr(extractor, "keys_read", None)
+        if keys is None:  # one of the user's own, put in later
+            keys = self.actor_keys if extractor is self.pi_features_extractor else self.critic_keys
         return {key: obs[key] for key in keys or obs}
 
     @property

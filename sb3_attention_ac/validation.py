@@ -106,6 +106,23 @@ def check_keys(space: spaces.Space[Any], **given: Sequence[str] | None) -> None:
 
 
 # What PPO calls and this algorithm does not, and what to use instead
+def check_attention_q_keys(
+    acts_by_critic: bool, actor_keys: tuple[str, ...] | None, critic_keys: tuple[str, ...] | None
+) -> None:
+    """
+    :param acts_by_critic: Whether what the critic's encoder has seen changes the actions of an MLP actor
+    :param actor_keys: Entries of Dict observations that the actor reads
+    :param critic_keys: Those of the critic
+    :raises ValueError: If it would act on entries that are the critic's alone
+    """
+    alone = [key for key in critic_keys or () if key not in (actor_keys or ())]
+    if acts_by_critic and alone:
+        raise ValueError(
+            f"attention_q=True was given, and critic_keys has {alone}, which actor_keys={list(actor_keys or ())} leaves out: "
+            "Q_att acts on what the critic has seen. Leave attention_q out, or use memory_actor=True."
+        )
+
+
 NOT_CALLED = {
     "forward": "extract_features(), or the networks themselves",
     "evaluate_actions": "extract_features(), or the networks themselves",
@@ -299,17 +316,22 @@ def check_policy(policy_class: type[Any], base: type[Any]) -> None:
         )
 
 
-def check_buffer_arguments(arguments: dict[str, Any], n_context: int) -> None:
+def check_buffer_arguments(arguments: dict[str, Any], n_context: int, n_landmarks: int) -> None:
     """
     :param arguments: ``rollout_buffer_kwargs``
     :param n_context: How many steps before a chunk the policy needs
-    :raises ValueError: If the buffer would keep another number
+    :param n_landmarks: How many landmarks it needs
+    :raises ValueError: If the buffer would keep another number: it would be trained on steps that it does not see in acting
     """
-    if arguments.get("n_context", n_context) != n_context:
-        raise ValueError(
-            f"rollout_buffer_kwargs has n_context={arguments['n_context']}, but the policy reads {n_context} steps of "
-            "context: leave it out, and set policy_kwargs=dict(context_length=...) instead."
-        )
+    for name, needed, argument in (
+        ("n_context", n_context, "context_length"),
+        ("n_landmarks", n_landmarks, "n_landmarks"),
+    ):
+        if arguments.get(name, needed) != needed:
+            raise ValueError(
+                f"rollout_buffer_kwargs has {name}={arguments[name]}, but the policy reads {needed}: "
+                f"leave it out, and set policy_kwargs=dict({argument}=...) instead."
+            )
 
 
 def check_rollout(

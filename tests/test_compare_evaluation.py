@@ -9,15 +9,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from test_compare import REFERENCES, few_repetitions, make_result, make_results
 from test_compare_settings import one_job
 
+from sb3_attention_ac import AAC
 from sb3_attention_ac.compare import evaluate, figures
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import read_finished
 from sb3_attention_ac.compare.report import write_report
-from sb3_attention_ac.compare.run import run
+from sb3_attention_ac.compare.run import _has_diverged, run
 from sb3_attention_ac.compare.settings import Protocol
 from sb3_attention_ac.compare.statistics import mean_curves
 from sb3_attention_ac.compare.storage import Evaluation, Result, read_result
@@ -219,6 +222,18 @@ def test_a_run_whose_network_diverges_is_a_result(tmp_path: Path, capsys: pytest
     assert math.isfinite(result.evaluations[0].score) and result.diverged
     assert 0 < result.steps < 64
     assert "recorded as a run that diverged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algorithm", [PPO, AAC])
+def test_parameters_of_which_no_action_comes_have_diverged(algorithm: Any) -> None:
+    """They are finite still"""
+    model = algorithm("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(16)
+    with th.no_grad():
+        model.policy.action_net.weight.fill_(3e38)
+        model.policy.action_net.weight[1].neg_()
+    with pytest.raises(ValueError) as raised:
+        model.predict(np.ones(4, dtype=np.float32))
+    assert _has_diverged(model, raised.value) and not _has_diverged(model, ValueError("anything else"))
 
 
 def test_a_crash_with_a_finite_network_stays_a_crash(tmp_path: Path, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,31 @@ def test_an_entry_cannot_have_any_pool(pooled: str) -> None:
         one_job("ppo", pooled, PROTOCOL, "sb3", vec_env="threads")
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"env_kwargs": {"is_slippery": False}},
+        {"env_wrapper": "rl_zoo3.wrappers.MaskVelocityWrapper"},
+        {"env_wrapper": ["sb3_attention_ac.envs.minigrid.MiniGridView", {"gymnasium.wrappers.TimeLimit": {}}]},
+    ],
+)
+def test_a_pool_is_nothing_that_an_entry_changes(pooled: str, entry: dict[str, Any]) -> None:
+    """It would be changed in evaluations alone"""
+    with pytest.raises(CompareError, match=rf"vec_env is 'envpool' for ppo on Counting-v0, and {next(iter(entry))} is"):
+        one_job("ppo", pooled, PROTOCOL, "sb3", vec_env="envpool", **entry)
+    one_job("ppo", pooled, PROTOCOL, "sb3", vec_env="envpool", env_wrapper="sb3_attention_ac.envs.minigrid.MiniGridView")
+    one_job("ppo", pooled, PROTOCOL, "sb3", vec_env="gymnasium", **entry)
+
+
+def test_a_pool_has_no_action_masks(pooled: str) -> None:
+    class Masked(Counting):
+        def action_masks(self) -> np.ndarray:
+            return np.ones(4, dtype=bool)
+
+    with pytest.raises(CompareError, match="has action masks"):
+        make_pool(pooled, [Masked], seed=0)
+
+
 def test_a_pool_that_shows_something_else(pooled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CountingPool, "action_space", spaces.Discrete(5))
     with pytest.raises(CompareError, match=r"has observations .* and actions Discrete\(5\), and Gymnasium's"):

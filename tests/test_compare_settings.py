@@ -193,3 +193,11 @@ def test_shipped_variants() -> None:
     assert [variant.name for variant in collect_variants(["aac"], ["memory"])] == ["aac", "ppo", "ppo-stack8", "ppo_lstm"]
     names = [variant.name for variant in collect_variants([], ["ladder"])]
     assert names[:3] == ["ppo", "aac-mlp", "aac-attention"]
+
+
+def test_maskable_ppo_has_the_values_of_ppo(tmp_path: Path) -> None:
+    (tmp_path / "ppo.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 10, n_steps: 7}")
+    assert one_job("maskable_ppo", source=str(tmp_path)).hyperparams["n_steps"] == 7
+    (tmp_path / "maskable_ppo.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 10, n_steps: 9}")
+    assert one_job("maskable_ppo", source=str(tmp_path)).hyperparams["n_steps"] == 9
+    assert one_job("maskable_ppo").hyperparams["n_steps"] == one_job("ppo").hyperparams["n_steps"]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_attention_ac import AAC
@@ -136,3 +137,31 @@ def test_keys_are_for_dict_observations():
 def test_a_memory_actors_critic_without_the_history_is_biased_and_warned_of():
     with pytest.warns(UserWarning, match=r"leaves out \['seen'\].*biased"):
         make_model({"memory_actor": True, "critic_keys": ["constant"]})
+
+
+def test_an_mlp_actor_never_acts_on_the_critics_entries():
+    """Q_att would, once its gate is open"""
+    with pytest.raises(ValueError, match=r"attention_q=True was given, and critic_keys has \['constant'\]"):
+        make_model({"attention_q": True})
+    make_model({"attention_q": True, "memory_actor": True})
+    make_model({"attention_q": True, "critic_keys": ["seen"]})
+
+
+class Concatenated(BaseFeaturesExtractor):
+    """All that it is given, side by side"""
+
+    def __init__(self, space):
+        super().__init__(space, sum(part.shape[0] for part in space.spaces.values()))
+
+    def forward(self, obs):
+        return th.cat(list(obs.values()), dim=1)
+
+
+@pytest.mark.parametrize("keys", [{}, {"actor_keys": ["seen", "constant"], "critic_keys": ["seen"]}])
+@pytest.mark.parametrize("share_encoder", [False, True])
+@pytest.mark.filterwarnings("ignore:critic_keys=.* leaves out")
+def test_the_key_encoder_reads_what_it_is_a_copy_of_reads(keys, share_encoder):
+    """The masked prediction's features extractor is a copy of the actor's or the critic's"""
+    options = {"memory_actor": True, "share_encoder": share_encoder, "features_extractor_class": Concatenated, **keys}
+    model = make_model(options, aux_loss="contrastive").learn(64)
+    assert np.isfinite(model.logger.name_to_value["train/aux_contrastive_loss"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ranks
 import torch as th
+from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EveryNTimesteps, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_attention_ac import AAC, distributed
@@ -50,6 +51,18 @@ def test_a_process_alone_is_left_alone():
     th.testing.assert_close(distributed.std_mean(values), th.std_mean(values))
     assert distributed.mean(0.25) == 0.25 and not distributed.all_agree(False)
     assert distributed.of_all_envs(array := np.zeros((2, 3))) is array
+
+
+def test_rank_0_alone_saves_however_deep_it_stands(monkeypatch, tmp_path):
+    saves = CheckpointCallback(8, str(tmp_path))
+    stops = StopTrainingOnMaxEpisodes(3)
+    deep = EveryNTimesteps(8, CallbackList([saves, stops]))
+    assert distributed.callbacks_of([deep])[0].callback.callbacks == [saves, stops]
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    (kept,) = distributed.callbacks_of([deep, saves])
+    assert kept is deep and kept.callback.callbacks == [stops]
+    (empty,) = distributed.callbacks_of([EveryNTimesteps(8, saves)])
+    assert empty.callback is None
 
 
 @pytest.mark.parametrize("kind", ["mlp", "memory"])

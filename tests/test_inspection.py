@@ -135,3 +135,25 @@ def test_looking_leaves_the_log_of_the_next_rollout_alone(monkeypatch):
     monkeypatch.setattr(type(attention_q), "is_open", property(lambda self: True))
     collect_trajectory(model, random_env(n_envs=1), WIDTH)
     assert attention_q._tilted == []
+
+
+@pytest.mark.parametrize("options", [{"memory_actor": True}, {"attention_q": True}])
+def test_landmarks_do_not_get_in_the_way(options):
+    model = make_model(n_landmarks=3, **options)
+    if model.policy.attention_q is not None:
+        model.policy.attention_q.evidence.fill_(5.0)
+    windows = collect_trajectory(model, model.get_env(), WIDTH)
+    assert windows.episode_ids.shape == (1, WIDTH) and windows.n_landmarks == 0
+    assert trajectory_values(model.policy, windows).shape == (WIDTH,)
+
+
+@pytest.mark.parametrize(("sde_sample_freq", "noise"), [(3, [1, 1, 1, 2, 2, 2, 3]), (-1, [1] * 7)])
+def test_gsde_shows_the_steps_that_training_sees(sde_sample_freq, noise):
+    """Those from before the noise that a step was sampled with"""
+    env = random_env("Box", "Box", n_envs=1)
+    model = AAC("MlpPolicy", env, policy_kwargs=TINY, use_sde=True, sde_sample_freq=sde_sample_freq, **SMALL)
+    windows = collect_trajectory(model, model.get_env(), 7)
+    ids = windows.noise_ids[0]
+    assert (ids - ids[0] + 1).tolist() == noise
+    allowed = (ids[:, None] > ids[None, :]) | th.eye(7, dtype=th.bool)
+    assert ((attention_weights(model.policy, windows)[0, 0] > 0) == (allowed & allowed.tril()).numpy()).all()

@@ -255,3 +255,14 @@ def test_the_policys_own_methods_take_masks():
     th.testing.assert_close(distribution.log_prob(actions), log_prob)
     assert entropy is not None
     th.testing.assert_close(distribution.entropy(), entropy)
+
+
+def test_continuous_actions_have_no_masks():
+    """An attribute of that name is something else, unless masks are asked for"""
+    env = Guarded()
+    env.action_space = spaces.Box(-1, 1, (1,), np.float32)
+    env.step = lambda action: (np.zeros(3, np.float32), 0.0, False, False, {})
+    model = AAC("MlpPolicy", env, **SMALL).learn(32)
+    assert model.use_masking is False
+    with pytest.raises(ValueError, match="this policy's are a Box"):
+        model.learn(32, use_masking=True)

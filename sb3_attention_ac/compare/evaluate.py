@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
@@ -135,6 +136,8 @@ class EvaluationCallback(BaseCallback):
 
     def _takes_masks(self, env: VecEnv) -> bool:
         """Whether the environment forbids actions, and the algorithm takes masks as in training"""
+        if isinstance(env.action_space, spaces.Box):  # what has this name there are no masks of actions
+            return False
         return "action_masks" in inspect.signature(self.model.predict).parameters and is_masking_supported(env)
 
     def _play(self, recorded: RecordedEnv, observations: VecEnvObs) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -22,7 +22,7 @@ from sb3_attention_ac.compare.episodes import EndReporter, Episode, EpisodeRecor
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.evaluate import EvaluationCallback, RecordedEnv
 from sb3_attention_ac.compare.names import known_algorithms
-from sb3_attention_ac.compare.pools import VEC_ENVS, make_pool
+from sb3_attention_ac.compare.pools import VEC_ENVS, check_vec_env, make_pool
 from sb3_attention_ac.compare.settings import Job, Variant
 from sb3_attention_ac.compare.storage import write_atomically
 from sb3_attention_ac.compare.yaml_files import read_mapping
@@ -56,8 +56,7 @@ def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, 
         if "policy" in variant.changes:
             raise unknown_name(f"policy of {variant.algo} in the variant {variant.name!r}", name, aliases)
         name = policy  # RL Zoo's default entry for ppo_lstm names one that RecurrentPPO does not have
-    if hyperparams.get("vec_env", VEC_ENVS[0]) not in VEC_ENVS:
-        raise CompareError(f"vec_env is {hyperparams['vec_env']!r} for {variant.name} on {env}; give one of {VEC_ENVS}.")
+    check_vec_env(hyperparams, f"{variant.name} on {env}")
     if not {"env_wrapper", "env_kwargs"} & set(hyperparams):  # which may change the observations
         _check_observations(space, variant.algo, env)
     return {**hyperparams, "policy": name, "n_timesteps": steps}
@@ -81,11 +80,11 @@ def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
             raise CompareError(
                 f"--hyperparams is {source!r}; give 'zoo', 'sb3', a folder with files <algo>.yml, or one YAML file."
             )
-        file = given if given.is_file() else given / f"{algo}.yml"
-        config = str(file) if file.is_file() else None
+        # MaskablePPO takes PPO's values; RL Zoo has no file for it
+        files = [given] if given.is_file() else [given / f"{name}.yml" for name in (algo, algo.removeprefix("maskable_"))]
+        config = next((str(file) for file in files if file.is_file()), None)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read
-            # RL Zoo has no file for MaskablePPO, which takes PPO's values
             manager = ExperimentManager(Namespace(), algo.removeprefix("maskable_"), env, log_folder="", config=config)
             entries = read_mapping(Path(manager.config), "environments to hyperparameters")
             versions = [name for name in entries if parse_env_id(name)[:2] == parse_env_id(env)[:2]]

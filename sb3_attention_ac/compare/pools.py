@@ -1,7 +1,7 @@
 """Training in EnvPool's environments: ``vec_env: envpool`` among the hyperparameters. Evaluations stay in Gymnasium's."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +13,27 @@ from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.envs.envpool import EnvPoolVecEnv, minigrid_view
 
 VEC_ENVS = ("gymnasium", "envpool")
+MINIGRID_VIEW = "sb3_attention_ac.envs.minigrid.MiniGridView"
+
+
+def check_vec_env(hyperparams: Mapping[str, Any], where: str) -> None:
+    """
+    A pool is EnvPool's own task: what an entry does to Gymnasium's environment would be done in evaluations alone.
+
+    :param hyperparams: In the format of RL Zoo
+    :param where: Variant and environment
+    :raises CompareError: If ``vec_env`` is unknown, or the entry changes the environment
+    """
+    vec_env = hyperparams.get("vec_env", VEC_ENVS[0])
+    if vec_env not in VEC_ENVS:
+        raise CompareError(f"vec_env is {vec_env!r} for {where}; give one of {VEC_ENVS}.")
+    for name in ("env_wrapper", "env_kwargs"):
+        given = hyperparams.get(name)
+        if vec_env == "envpool" and given and given not in (MINIGRID_VIEW, [MINIGRID_VIEW]):
+            raise CompareError(
+                f"vec_env is 'envpool' for {where}, and {name} is {given!r}, which a pool knows nothing of: leave one of "
+                f"them out. The only wrapper it can do without is {MINIGRID_VIEW}."
+            )
 
 
 class RecordedPool(EnvPoolVecEnv):
@@ -54,11 +75,14 @@ def make_pool(env_id: str, make_envs: Sequence[Callable[[], gym.Env[Any, Any]]],
     :param make_envs: Make Gymnasium's, with the wrappers of the user; there are as many in the pool
     :param seed: Environment i has the seed ``seed + i``
     :return: A pool whose spaces are those of Gymnasium's environment
-    :raises CompareError: If EnvPool is not installed, does not have it, or shows something else
+    :raises CompareError: If EnvPool is not installed, does not have it, shows something else, or there are action masks
     """
     example = make_envs[0]()
     space, action_space = example.observation_space, example.action_space
+    has_masks = example.has_wrapper_attr("action_masks")
     example.close()
+    if has_masks:
+        raise CompareError(f"vec_env is 'envpool', but {env_id} has action masks, which no pool has: leave vec_env out.")
     options: dict[str, Any] = {"n_envs": len(make_envs), "seed": seed, "num_threads": 1}
     try:
         pool = RecordedPool(env_id, **options)

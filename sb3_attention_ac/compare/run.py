@@ -70,7 +70,8 @@ def _has_diverged(model: BaseAlgorithm, error: Exception) -> bool:
     :return: Whether training has spoilt the network: the algorithm has noticed a number that is not finite, the parameters are
         not finite, or they are so large that no distribution comes of them
     """
-    no_distribution = isinstance(error, ValueError) and "to satisfy the constraint" in str(error)  # PyTorch's words
+    said = "to satisfy the constraint", "actor's output is not finite"  # in PyTorch's words, and in aac's
+    no_distribution = isinstance(error, ValueError) and any(words in str(error) for words in said)
     finite = all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
     return model.num_timesteps > 0 and (isinstance(error, FloatingPointError) or no_distribution or not finite)
 
