@@ -340,7 +340,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones
             if not continue_training:
-                return distributed.all_agree(False)  # the others ask at the end of their rollouts
+                distributed.all_agree(False)  # the others ask at the end of their rollouts
+                self._statistics.merge()
+                return False
             self._update_info_buffer(infos, dones)
             n_steps += 1
             for idx in np.flatnonzero(dones):
@@ -348,9 +350,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
                 if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
                     rollout_buffer.add_terminal_observation(int(idx), terminal_obs)
 
-        if not distributed.all_agree(True):
-            return False
+        all_continue = distributed.all_agree(True)
         self._statistics.merge()
+        if not all_continue:
+            return False
         rollout = evaluate_rollout(self.policy, rollout_buffer, new_obs)
         values = rollout.last.values.unsqueeze(1)  # [n_envs, 1]; SB3's name, for callbacks
         rollout_buffer.set_values(rollout.values, rollout.mlp_values)
@@ -515,8 +518,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
 
     def _join_others(self) -> None:
         """Start from the parameters of rank 0, which alone logs; see :mod:`~sb3_attention_ac.distributed`."""
-        sizes = {name: getattr(self, name) for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "num_timesteps")}
-        distributed.require_equal(**sizes)
+        distributed.require_equal(**{name: getattr(self, name) for name in ("n_envs", "n_steps", "batch_size", "n_epochs")})
+        self.num_timesteps = distributed.maximum(self.num_timesteps)  # where a callback has stopped, one has counted less
         distributed.broadcast(self.policy)
         self._statistics = distributed.MergedStatistics(self._vec_normalize_env)
         if distributed.rank() > 0:

@@ -169,6 +169,11 @@ def all_agree(agrees: bool) -> bool:
     return all(_gathered(agrees)) if is_active() else agrees
 
 
+def maximum(number: int) -> int:
+    """:return: The largest of all processes"""
+    return max(_gathered(number)) if is_active() else number
+
+
 def of_all_envs(array: np.ndarray) -> np.ndarray:
     """
     :param array: [n_steps, n_envs]

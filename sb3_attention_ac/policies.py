@@ -358,6 +358,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     # --- SB3's interface, on plain observations: each row a trajectory of one step ----------------------------------------
 
+    def _single_step_actions(self, obs: PyTorchObs, masks: th.Tensor | None) -> ActionParameters:
+        """The action distribution of each observation; what is the critic's alone need not be there"""
+        if not self.remembers:
+            return self.action_parameters(self.mlp_actor_latent(obs), None, masks)
+        windows = TrajectoryWindows.of_single_steps(self._with_axis(obs), get_action_dim(self.action_space))
+        encoded = self.encode_windows(windows, 1, skip_critic=True)
+        return self.decide(obs, encoded.acting.squeezed(), masks, self.tilts)[0]
+
     def _single_steps(self, obs: PyTorchObs, masks: th.Tensor | None) -> tuple[ActionParameters, th.Tensor]:
         """The action distribution of each observation, and their values, [N, 1]"""
         windows = TrajectoryWindows.of_single_steps(self._with_axis(obs), get_action_dim(self.action_space))
@@ -365,9 +373,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         assert encoded.critic is not None
         critic = self.critic_output(encoded.critic)
         values = critic.values  # [N, 1]
-        if (
-            critic.residual is not None and self.value_gate is not None
-        ):  # here SB3's critic learns, from single steps as in PPO
+        if critic.residual is not None and self.value_gate is not None:  # SB3's critic learns, from single steps as in PPO
             features = self.extract_features(obs, self.vf_features_extractor)
             values = self.value_net(self.mlp_extractor.forward_critic(features)) + self.value_gate.gate * critic.residual
         return self.decide(obs, encoded.acting.squeezed(), masks, self.tilts)[0], values
@@ -390,6 +396,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """
         given, values = self._single_steps(obs, self.checked_masks(action_masks, obs))
         actions, log_prob = self.distribution.sample(given, self.log_std_or_none, deterministic)
+        if isinstance(self.action_space, spaces.MultiBinary):
+            actions = actions.float()  # as SB3's Bernoulli distribution has them
         return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
 
     def evaluate_actions(
@@ -411,11 +419,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :param action_masks: True where an action is allowed, [N, mask_dim]
         :return: The action distribution of each; contrib's maskable one with masks
         """
-        masks = self.checked_masks(action_masks, obs)
-        if self.remembers:
-            given = self._single_steps(obs, masks)[0]
-        else:
-            given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
+        given = self._single_step_actions(obs, self.checked_masks(action_masks, obs))
         return as_sb3_distribution(given, self.log_std_or_none, self.action_dist, self.action_space)
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
@@ -520,11 +524,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :param action_masks: True where an action is allowed, [N, mask_dim]
         :return: Actions without a past, [N, *action_shape]
         """
-        masks = self.checked_masks(action_masks, observation)
-        if self.remembers:
-            given = self._single_steps(observation, masks)[0]
-        else:
-            given = self.action_parameters(self.mlp_actor_latent(observation), None, masks)
+        given = self._single_step_actions(observation, self.checked_masks(action_masks, observation))
         return self._sample(given, deterministic)[0].reshape((-1, *(self.action_space.shape or ())))
 
     def set_training_mode(self, mode: bool) -> None:

@@ -1,5 +1,7 @@
 """What a minibatch is and which terms of the loss it gives: one class for an MLP actor, one for a memory actor."""
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
@@ -157,6 +159,12 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
     def minibatches(self, epoch: int) -> Iterator[TransitionSamples | WindowSamples]:
         """As :meth:`Update.minibatches`; attention goes on where the actor has to stop"""
         period = self._minibatches_per_attention_step()
+        if self.is_done:
+            return
+        if not self.continue_training:  # PPO would shuffle no more: the random stream stays where it leaves it
+            n_minibatches = math.ceil(self.buffer.buffer_size * self.buffer.n_envs / self.coefficients.batch_size)
+            yield from itertools.islice(self._windows, math.ceil(n_minibatches / period))
+            return
         for i, transitions in enumerate(self.buffer.get_transitions(self.coefficients.batch_size)):
             if i % period == 0 and self._attention_learns:
                 yield next(self._windows)

@@ -87,6 +87,17 @@ def stop(folder: Path, what: str) -> dict[str, Any]:
     return {"steps": model.num_timesteps}
 
 
+def go_on(folder: Path, what: str) -> dict[str, Any]:
+    """A callback stops in one process; then all learn again"""
+    model = make_model("mlp", 2, "Pendulum-v1")
+    model.learn(2000, callback=[AtStep(1, 20, "stop")])
+    statistics = model.get_vec_normalize_env()
+    means = [statistics.obs_rms.mean.copy(), statistics.obs_rms.count]
+    stopped_at = model.num_timesteps
+    model.learn(128, reset_num_timesteps=what == "reset")
+    return {"stopped_at": stopped_at, "steps": model.num_timesteps, "means": means, "parameters": model.policy.state_dict()}
+
+
 def unequal(folder: Path, what: str) -> dict[str, Any]:
     distributed.start(th.device("cpu"))
     make_model("mlp", 1 + distributed.rank()).learn(100)
@@ -116,5 +127,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     th.set_num_threads(1)
     what, argument, target = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    result = {"train": train, "step": step, "stop": stop, "unequal": unequal, "helpers": helpers}[what](target, argument)
+    functions = {"train": train, "step": step, "stop": stop, "go_on": go_on, "unequal": unequal, "helpers": helpers}
+    result = functions[what](target, argument)
     th.save(result, target / f"{distributed.rank()}.pt")

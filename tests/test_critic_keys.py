@@ -165,3 +165,12 @@ def test_the_key_encoder_reads_what_it_is_a_copy_of_reads(keys, share_encoder):
     options = {"memory_actor": True, "share_encoder": share_encoder, "features_extractor_class": Concatenated, **keys}
     model = make_model(options, aux_loss="contrastive").learn(64)
     assert np.isfinite(model.logger.name_to_value["train/aux_contrastive_loss"])
+
+
+@pytest.mark.parametrize("options", ACTORS.values(), ids=ACTORS)
+def test_the_policys_own_methods_need_no_more_than_predict(options):
+    policy = make_model(options).policy
+    seen = {"seen": th.zeros(2, 3)}
+    probabilities = policy.get_distribution(seen).distribution.probs
+    full = policy.get_distribution({**seen, "constant": th.ones(2, 2)}).distribution.probs
+    assert th.equal(probabilities, full) and policy._predict(seen).shape == (2,)

@@ -116,6 +116,18 @@ def test_a_callback_of_one_stops_all(tmp_path):
     assert 0 < first["steps"] < 2000 and abs(first["steps"] - second["steps"]) <= 2 * 2 * 16
 
 
+@pytest.mark.parametrize("what", ["reset", "continue"])
+def test_all_go_on_after_a_callback_of_one_has_stopped(tmp_path, what):
+    """They have counted differently; statistics are those of all, and what was counted most goes on"""
+    first, second = results(tmp_path, "go_on", what)
+    assert first["stopped_at"] == 128 and second["stopped_at"] == 80
+    assert first["steps"] == second["steps"] == (128 if what == "reset" else 128 + 128)
+    np.testing.assert_array_equal(first["means"][0], second["means"][0])
+    assert first["means"][1] == second["means"][1]
+    for name, parameter in first["parameters"].items():
+        assert th.equal(parameter, second["parameters"][name]), name
+
+
 def test_parameters_that_differ_are_noticed(tmp_path):
     done = torchrun(tmp_path, "stop", "change")
     assert done.returncode != 0 and "The parameters of ranks 0 to 1 are no longer the same" in done.stderr

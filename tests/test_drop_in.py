@@ -9,11 +9,18 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from test_run import SMALL, TINY, random_env
+from test_run import SMALL, TINY, RandomEnv, random_env
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.attention_q import AttentionQ
 from sb3_attention_ac.train_log import TrainLog
+
+ACTION_SPACES = {
+    "MultiBinary": spaces.MultiBinary(3),
+    "Discrete": spaces.Discrete(3),
+    "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
+    "Box": spaces.Box(-1, 1, (2,)),
+}
 
 
 @pytest.mark.parametrize("memory_actor", [False, True])
@@ -188,3 +195,16 @@ def test_divergence_is_that_of_the_last_epoch(monkeypatch, memory_actor):
     divergences = [float((ratio.exp() - 1 - ratio).mean()) for ratio in ratios]
     assert len(divergences) == 3 and divergences[2] > divergences[1] > 0
     assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(divergences[2])
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+@pytest.mark.parametrize(
+    "space", [spaces.MultiBinary(3), spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (2,))]
+)
+def test_sb3s_distribution_takes_the_actions_of_forward(space, memory_actor):
+    env = DummyVecEnv([lambda: RandomEnv(spaces.Box(-1, 1, (3,)), space)])
+    policy = AAC("MlpPolicy", env, policy_kwargs={**TINY, "memory_actor": memory_actor}, **SMALL).policy
+    obs = th.rand(5, 3)
+    with th.no_grad():
+        actions, _, log_prob = policy(obs)
+        th.testing.assert_close(policy.get_distribution(obs).log_prob(actions), log_prob)

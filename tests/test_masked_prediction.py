@@ -121,6 +121,22 @@ def test_what_a_wrapper_puts_into_observations_is_hidden_as_well():
             assert th.equal(after, before) == (step == 2 or (step == 3 and name != "seen")), (name, step)
 
 
+def test_rewards_in_observations_are_hidden_from_the_return():
+    """Those of steps that are not masked as well; actions are not"""
+    space = spaces.Dict({name: spaces.Box(-1, 1, (2,)) for name in ("seen", "previous_action", "previous_reward")})
+    options = {"observation_space": space, "features_extractor_class": CombinedExtractor}
+    policy = make_policy(4, aux_targets=("return",), **options)
+    windows = random_windows(0, 6, 0.0)
+    windows = windows._replace(observations={name: th.randn(4, 6, 2) for name in space.spaces})
+    masked = th.zeros((4, 6), dtype=th.bool)
+    masked[:, 1] = True
+    before = hidden_states(policy, windows, masked)
+    for name in ("previous_action", "previous_reward"):
+        observations = {**windows.observations, name: windows.observations[name] + 1}
+        after = hidden_states(policy, windows._replace(observations=observations), masked)
+        assert th.equal(after, before) == (name == "previous_reward")
+
+
 def test_a_token_says_that_its_step_is_masked():
     policy, windows = make_policy(4, aux_targets=("reward",)), random_windows(0, 6, 0.0)
     masked = th.zeros((4, 6), dtype=th.bool)
@@ -346,4 +362,4 @@ def test_learns_to_predict_held_out_trajectories(env_id, aux_loss, n_steps):
     with th.no_grad():
         losses = losses_of(held_out.policy, recent.sample(256, 64), held_out.mask_ratio)
     for name, (loss, baseline) in losses.items():
-        assert loss < 0.9 * baseline, (name, float(loss), float(baseline))
+        assert loss < 0.95 * baseline, (name, float(loss), float(baseline))

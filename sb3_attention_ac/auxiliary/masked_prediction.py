@@ -19,7 +19,7 @@ from torch import nn
 from sb3_attention_ac.auxiliary.normalization import TargetNormalizer
 from sb3_attention_ac.distributed import averaged
 from sb3_attention_ac.networks.history_network import HistoryEncoder
-from sb3_attention_ac.networks.preprocessing import PREVIOUS_STEP_KEYS, action_encoding_dim, encode_actions
+from sb3_attention_ac.networks.preprocessing import PREVIOUS_REWARD, PREVIOUS_STEP_KEYS, action_encoding_dim, encode_actions
 from sb3_attention_ac.type_aliases import AuxiliaryBatch, AuxiliaryLoss, Obs, TrajectoryWindows
 
 KEY_TAU = 0.05  # of the EMA key encoder, as in M-CURL
@@ -147,15 +147,16 @@ class MaskedPrediction(nn.Module):
         network = encoder.network
         assert network.encoder is not None
         masked_before = F.pad(masked, (1, 0))[:, :-1]  # a_t and r_t are read by token t + 1
+        hides_rewards = "return" in self.targets  # a return is a sum of rewards: none may be seen
         observations = windows.observations
         if isinstance(observations, dict):  # and stand in its observation, where a wrapper puts them there
             visible = (~masked_before).unsqueeze(-1)
             observations = {k: v * visible if k in PREVIOUS_STEP_KEYS else v for k, v in observations.items()}
+            if hides_rewards and PREVIOUS_REWARD in observations:
+                observations[PREVIOUS_REWARD] = th.zeros_like(observations[PREVIOUS_REWARD])
         features = encoder.extract(windows._replace(observations=observations).flat_observations())
         features = features.reshape(*masked.shape, -1) * ~masked.unsqueeze(-1)  # [N * W, F] -> [N, W, F]
-        rewards = windows.previous_rewards
-        if "return" in self.targets:  # a return is a sum of rewards: none may be seen
-            rewards = th.zeros_like(rewards)
+        rewards = th.zeros_like(windows.previous_rewards) if hides_rewards else windows.previous_rewards
         events = encoder.events(windows.previous_actions, rewards, windows.ages, windows.episode_starts | masked_before)
         mlp_latent = encoder.mlp(network.mlp_input(features, windows.episode_ids, windows.ages))
         tokens = network.encoder.embed(mlp_latent, events) + masked.unsqueeze(-1) * self.mask_token

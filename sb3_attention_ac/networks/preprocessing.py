@@ -8,7 +8,8 @@ from gymnasium import spaces
 
 AGE_FEATURES = 2
 # Entries of Dict observations that tell what happened in the step before, see sb3_attention_ac.wrappers
-PREVIOUS_STEP_KEYS = ("previous_action", "previous_reward")
+PREVIOUS_REWARD = "previous_reward"
+PREVIOUS_STEP_KEYS = ("previous_action", PREVIOUS_REWARD)
 LONGEST_AGE = 1000.0  # steps: a linear input must have a bound
 
 
