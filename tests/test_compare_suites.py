@@ -178,7 +178,7 @@ def test_suites_of_the_repository_can_be_planned(folder: Path, monkeypatch: pyte
     read = read_suite(folder)
     for package in read.get("gym_packages", []):
         pytest.importorskip(package)
-    variants = collect_variants(read["algos"], read["variants"])
+    variants = collect_variants(read.get("algos", []), read.get("variants", []))
     planned = plan(variants, read["envs"], 1, Protocol(gym_packages=tuple(read.get("gym_packages", []))), read["hyperparams"])
     assert len(planned) == len(variants) * len(read["envs"])
 

@@ -244,7 +244,7 @@ def test_masks_of_a_box_are_refused(tmp_path):
 
 
 def test_attention_q_with_keys_of_its_own_is_refused(tmp_path):
-    model = make_model("Discrete", "Dict", attention_q=True, actor_keys=["vector"])
+    model = make_model("Discrete", "Dict", attention_q=True, critic_keys=["vector"])
     assert model.policy.attention_q is not None
     model.policy.attention_q.evidence.fill_(3.0)
     with pytest.raises(ValueError, match="cannot be exported: train with the same"):
