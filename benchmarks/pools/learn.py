@@ -2,7 +2,7 @@
 Does it learn the same in EnvPool's environments as in Gymnasium's? Writes results.csv beside this file.
 
     pip install ".[envpool]"
-    python benchmarks/envpool/learn.py --seeds 5
+    python benchmarks/pools/learn.py --seeds 5
 """
 
 import argparse

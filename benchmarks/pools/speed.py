@@ -1,7 +1,7 @@
 """
 Steps per second of 16 environments with random actions, in Gymnasium one after the other and in a pool. Writes speed.csv.
 
-    python benchmarks/envpool/speed.py
+    python benchmarks/pools/speed.py
 """
 
 import time
