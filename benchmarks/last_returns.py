@@ -20,6 +20,7 @@ Mean over seeds with its 95 % interval (percentile bootstrap). Bold: the interva
 
 import itertools
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,9 @@ def cells(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
     return texts
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """:return: A table whose first column is text, the others are numbers"""
-    rule = ["---", *("---:" for _ in header[1:])]
+def markdown(header: list[str], rows: list[list[str]], texts: Collection[int] = (0,)) -> str:
+    """:return: A table; which of its columns are ``texts``, the others are numbers"""
+    rule = ["---" if column in texts else "---:" for column in range(len(header))]
     return "".join("| " + " | ".join(row) + " |\n" for row in [header, rule, *rows])
 
 
@@ -172,8 +173,7 @@ def effects() -> str:
         page = f"[{Path(row['page']).stem}]({row['page']})"
         body.append([row["part"], row["kind"], row["task"], without, difference(runs, row["with"], row["without"]), page])
     header = ["part", "kind of task", "task", "return without", "with the part, more by", "command"]
-    rule = ["---", "---", "---", "---:", "---:", "---"]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in [header, rule, *body])
+    return markdown(header, body, texts=(0, 1, 2, 5))
 
 
 def with_tables(page: str) -> str:

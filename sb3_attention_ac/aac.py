@@ -22,6 +22,7 @@ from sb3_attention_ac import distributed
 from sb3_attention_ac.argument_names import explain_unexpected_argument, with_checked_names
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
+from sb3_attention_ac.networks.distributions import forbids_actions
 from sb3_attention_ac.optim import QuickAdam, clip_gradients
 from sb3_attention_ac.policies import (
     AttentionActorCriticCnnPolicy,
@@ -340,9 +341,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones
             if not continue_training:
-                distributed.all_agree(False)  # the others ask at the end of their rollouts
-                self._statistics.merge()
-                return False
+                return self._all_continue(False)  # the others ask at the end of their rollouts
             self._update_info_buffer(infos, dones)
             n_steps += 1
             for idx in np.flatnonzero(dones):
@@ -350,9 +349,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
                 if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
                     rollout_buffer.add_terminal_observation(int(idx), terminal_obs)
 
-        all_continue = distributed.all_agree(True)
-        self._statistics.merge()
-        if not all_continue:
+        if not self._all_continue(True):
             return False
         rollout = evaluate_rollout(self.policy, rollout_buffer, new_obs)
         values = rollout.last.values.unsqueeze(1)  # [n_envs, 1]; SB3's name, for callbacks
@@ -362,6 +359,12 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _all_continue(self, wanted: bool) -> bool:
+        """:return: Whether all processes want to; each asks once per rollout, and then has the statistics of all"""
+        agreed = distributed.all_agree(wanted)
+        self._statistics.merge()
+        return agreed
 
     def _sample_noise(self, n_envs: int) -> None:
         self.policy.reset_noise(n_envs)
@@ -509,9 +512,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         has_masks = is_masking_supported(self.env)
         if use_masking and not has_masks:
             raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
-        if use_masking is None:  # what has this name beside continuous actions is something else
-            use_masking = has_masks and not isinstance(self.action_space, spaces.Box)
-        self.use_masking = use_masking
+        self.use_masking = forbids_actions(self.env) if use_masking is None else use_masking
         self._join_others()
         callback, progress_bar = distributed.callbacks_of(callback), progress_bar and distributed.rank() == 0
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -41,7 +41,7 @@ def collect_trajectory(
     n_context = policy.architecture.n_context
     length = n_context + policy.chunk_length if n_steps is None else n_steps
     arguments = length, policy.observation_space, policy.action_space, policy.device
-    held_noise, n_landmarks = model.use_sde and not policy.memory_actor, policy.architecture.n_landmarks
+    n_landmarks, held_noise = model.rollout_buffer.n_landmarks, model.rollout_buffer.held_noise
     buffer = TrajectoryRolloutBuffer(
         *arguments, n_context=n_context, chunk_length=length, n_landmarks=n_landmarks, held_noise=held_noise
     )

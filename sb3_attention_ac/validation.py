@@ -105,7 +105,6 @@ def check_keys(space: spaces.Space[Any], **given: Sequence[str] | None) -> None:
                 raise ValueError(f"{name} has {key!r}, which the observation space does not know; {offer}.")
 
 
-# What PPO calls and this algorithm does not, and what to use instead
 def check_attention_q_keys(
     acts_by_critic: bool, actor_keys: tuple[str, ...] | None, critic_keys: tuple[str, ...] | None
 ) -> None:
@@ -123,6 +122,7 @@ def check_attention_q_keys(
         )
 
 
+# What PPO calls and this algorithm does not, and what to use instead
 NOT_CALLED = {
     "forward": "extract_features(), or the networks themselves",
     "evaluate_actions": "extract_features(), or the networks themselves",

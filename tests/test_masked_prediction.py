@@ -103,16 +103,20 @@ def test_stacked_frames_leave_masked_steps_out():
     assert th.equal(hidden_states(policy, windows._replace(observations=observations), masked), before)
 
 
-def test_what_a_wrapper_puts_into_observations_is_hidden_as_well():
+def with_previous_steps(target: str):
+    """A policy, windows with the previous action and reward in their observations, and a mask of their step 2"""
     space = spaces.Dict({name: spaces.Box(-1, 1, (2,)) for name in ("seen", "previous_action", "previous_reward")})
     options = {"observation_space": space, "features_extractor_class": CombinedExtractor}
-    policy = make_policy(4, aux_targets=("reward",), **options)
-    windows = random_windows(0, 6, 0.0)
-    windows = windows._replace(observations={name: th.randn(4, 6, 2) for name in space.spaces})
+    windows = random_windows(0, 6, 0.0)._replace(observations={name: th.randn(4, 6, 2) for name in space.spaces})
     masked = th.zeros((4, 6), dtype=th.bool)
     masked[:, 2] = True
+    return make_policy(4, aux_targets=(target,), **options), windows, masked
+
+
+def test_what_a_wrapper_puts_into_observations_is_hidden_as_well():
+    policy, windows, masked = with_previous_steps("reward")
     before = hidden_states(policy, windows, masked)
-    for name in space.spaces:
+    for name in windows.observations:
         for step in range(6):
             observations = {key: value.clone() for key, value in windows.observations.items()}
             observations[name][:, step] += 1
@@ -123,13 +127,7 @@ def test_what_a_wrapper_puts_into_observations_is_hidden_as_well():
 
 def test_rewards_in_observations_are_hidden_from_the_return():
     """Those of steps that are not masked as well; actions are not"""
-    space = spaces.Dict({name: spaces.Box(-1, 1, (2,)) for name in ("seen", "previous_action", "previous_reward")})
-    options = {"observation_space": space, "features_extractor_class": CombinedExtractor}
-    policy = make_policy(4, aux_targets=("return",), **options)
-    windows = random_windows(0, 6, 0.0)
-    windows = windows._replace(observations={name: th.randn(4, 6, 2) for name in space.spaces})
-    masked = th.zeros((4, 6), dtype=th.bool)
-    masked[:, 1] = True
+    policy, windows, masked = with_previous_steps("return")
     before = hidden_states(policy, windows, masked)
     for name in ("previous_action", "previous_reward"):
         observations = {**windows.observations, name: windows.observations[name] + 1}
@@ -362,4 +360,4 @@ def test_learns_to_predict_held_out_trajectories(env_id, aux_loss, n_steps):
     with th.no_grad():
         losses = losses_of(held_out.policy, recent.sample(256, 64), held_out.mask_ratio)
     for name, (loss, baseline) in losses.items():
-        assert loss < 0.95 * baseline, (name, float(loss), float(baseline))
+        assert loss < 0.9 * baseline, (name, float(loss), float(baseline))

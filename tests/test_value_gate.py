@@ -250,9 +250,9 @@ def test_without_attention_it_is_ppo(clip_range_vf):
 def test_where_target_kl_stops_the_actor_the_run_stays_ppos(policy_kwargs):
     """Attention goes on, and takes nothing from the random stream: the next rollouts and minibatches are PPO's too"""
     settings = {"n_steps": 128, "batch_size": 64, "n_epochs": 5, "target_kl": 0.003, "learning_rate": 3e-3, "seed": 0}
-    env = lambda: make_vec_env("CartPole-v1", 2, seed=0)  # noqa: E731
-    ours = AAC("MlpPolicy", env(), policy_kwargs=policy_kwargs, device="cpu", **settings).learn(4 * 256)
-    sb3 = PPO("MlpPolicy", env(), device="cpu", **settings).learn(4 * 256)
+    env, other = (make_vec_env("CartPole-v1", 2, seed=0) for _ in range(2))
+    ours = AAC("MlpPolicy", env, policy_kwargs=policy_kwargs, device="cpu", **settings).learn(4 * 256)
+    sb3 = PPO("MlpPolicy", other, device="cpu", **settings).learn(4 * 256)
     assert sb3._n_updates < 4 * 5 and (ours.policy.value_gate is None or ours.policy.value_gate.is_closed)
     for name, parameter in sb3.policy.state_dict().items():
         th.testing.assert_close(ours.policy.state_dict()[name], parameter, rtol=0, atol=1e-5)

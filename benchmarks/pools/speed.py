@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-import minigrid  # noqa: F401  # registers its environments
 import numpy as np
 import pandas as pd
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_attention_ac.compare.names import register_environments
 from sb3_attention_ac.envs.envpool import EnvPoolVecEnv, minigrid_view
 from sb3_attention_ac.envs.minigrid import MiniGridView
 
@@ -33,6 +33,7 @@ def steps_per_second(env: VecEnv) -> float:
 
 def main() -> None:
     """Measure in turns, and write the medians."""
+    register_environments()
     rows = []
     for task in TASKS:
         is_grid = task.startswith("MiniGrid")

@@ -19,6 +19,18 @@ class Episode:
     total: float = 0.0
     length: int = 0
 
+    def add(self, reward: SupportsFloat) -> None:
+        """:param reward: Of one more step"""
+        self.total += float(reward)
+        self.length += 1
+
+    def info(self, start: float) -> dict[str, float]:
+        """
+        :param start: When its environment was made
+        :return: What ``Monitor`` says of an episode that has ended
+        """
+        return {"r": round(self.total, 6), "l": self.length, "t": round(time.time() - start, 6)}
+
 
 class EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
     """
@@ -51,9 +63,7 @@ class EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
         step = self.env.step(action)
         if not self.episodes:  # a wrapper has its own way to begin
             self.episodes.append(Episode())
-        episode = self.episodes[-1]
-        episode.total += float(step[1])
-        episode.length += 1
+        self.episodes[-1].add(step[1])
         return step
 
 
@@ -79,9 +89,7 @@ class EndReporter(gym.Wrapper[Any, Any, Any, Any]):
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
         if (truncated or (terminated and not self.has_lives)) and "episode" not in info:
-            now = self.episodes[-1]
-            ended = {"r": round(now.total, 6), "l": now.length, "t": round(time.time() - self.start, 6)}
-            info = {**info, "episode": ended}
+            info = {**info, "episode": self.episodes[-1].info(self.start)}
         return observation, reward, terminated, truncated, info
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import spaces
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
@@ -18,6 +17,7 @@ from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.randomness import own_randomness
 from sb3_attention_ac.compare.settings import Protocol
 from sb3_attention_ac.compare.storage import Evaluation
+from sb3_attention_ac.networks.distributions import forbids_actions
 
 LONGEST_EPISODE = 100_000  # steps; an untrained policy may go in circles for ever
 
@@ -136,9 +136,7 @@ class EvaluationCallback(BaseCallback):
 
     def _takes_masks(self, env: VecEnv) -> bool:
         """Whether the environment forbids actions, and the algorithm takes masks as in training"""
-        if isinstance(env.action_space, spaces.Box):  # what has this name there are no masks of actions
-            return False
-        return "action_masks" in inspect.signature(self.model.predict).parameters and is_masking_supported(env)
+        return "action_masks" in inspect.signature(self.model.predict).parameters and forbids_actions(env)
 
     def _play(self, recorded: RecordedEnv, observations: VecEnvObs) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """

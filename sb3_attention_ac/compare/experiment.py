@@ -74,18 +74,18 @@ def _check_observations(space: Space[Any], algo: str, env: str) -> None:
 
 def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
     config = None  # RL Zoo's own file
+    zoo_name = algo.removeprefix("maskable_")  # MaskablePPO takes PPO's values; RL Zoo has no file for it
     if source != "zoo":
         given = Path(source)
         if not given.exists() or (given.is_file() and given.suffix not in (".yml", ".yaml")):
             raise CompareError(
                 f"--hyperparams is {source!r}; give 'zoo', 'sb3', a folder with files <algo>.yml, or one YAML file."
             )
-        # MaskablePPO takes PPO's values; RL Zoo has no file for it
-        files = [given] if given.is_file() else [given / f"{name}.yml" for name in (algo, algo.removeprefix("maskable_"))]
+        files = [given] if given.is_file() else [given / f"{name}.yml" for name in (algo, zoo_name)]
         config = next((str(file) for file in files if file.is_file()), None)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read
-            manager = ExperimentManager(Namespace(), algo.removeprefix("maskable_"), env, log_folder="", config=config)
+            manager = ExperimentManager(Namespace(), zoo_name, env, log_folder="", config=config)
             entries = read_mapping(Path(manager.config), "environments to hyperparameters")
             versions = [name for name in entries if parse_env_id(name)[:2] == parse_env_id(env)[:2]]
             entry = env if env in entries or not versions else versions[0]

@@ -1,5 +1,6 @@
 """Training in EnvPool's environments: ``vec_env: envpool`` among the hyperparameters. Evaluations stay in Gymnasium's."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -60,12 +61,11 @@ class RecordedPool(EnvPoolVecEnv):
         """:return: Observations, rewards, dones, infos"""
         obs, rewards, dones, infos = super().step_wait()
         for episode, reward in zip(self._present, rewards, strict=True):
-            episode.total += float(reward)
-            episode.length += 1
+            episode.add(reward)
         for i in np.flatnonzero(dones):
             ended, self._present[i] = self._present[i], Episode()
             self.episodes.insert(-1, ended)
-            infos[i]["episode"] = {"r": round(ended.total, 6), "l": ended.length, "t": round(time.time() - self._start, 6)}
+            infos[i]["episode"] = ended.info(self._start)
         return obs, rewards, dones, infos
 
 
@@ -88,16 +88,15 @@ def make_pool(env_id: str, make_envs: Sequence[Callable[[], gym.Env[Any, Any]]],
         pool = RecordedPool(env_id, **options)
     except (ImportError, AssertionError) as error:
         raise CompareError(f"vec_env is 'envpool', but {env_id} cannot be made of it: {error}") from error
-    shown = pool.observation_space
-    if isinstance(shown, gym.spaces.Dict) and "image" in shown.spaces and isinstance(space, gym.spaces.Box):
+    parts = getattr(pool.observation_space, "spaces", {})
+    if "image" in parts and space.shape == (math.prod(parts["image"].shape),):
         pool.close()
         pool = RecordedPool(env_id, transform=minigrid_view, observation_space=space, **options)
-        example_obs = pool.reset()
-        if example_obs.shape[1:] == space.shape:  # type: ignore[union-attr]
-            shown = space
-    if shown != space or pool.action_space != action_space:
+    if (pool.observation_space, pool.action_space) != (space, action_space):
+        pool.close()
         raise CompareError(
-            f"vec_env is 'envpool', but its {env_id} has observations {shown} and actions {pool.action_space}, and "
-            f"Gymnasium's with the wrappers of this entry {space} and {action_space}: leave vec_env out."
+            f"vec_env is 'envpool', but its {env_id} has observations {pool.observation_space} and actions "
+            f"{pool.action_space}, and Gymnasium's with the wrappers of this entry {space} and {action_space}: "
+            "leave vec_env out."
         )
     return pool

@@ -12,7 +12,9 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_attention_ac.type_aliases import ActionParameters
@@ -220,6 +222,14 @@ def as_sb3_distribution(
     masked.proba_distribution(logits).apply_masking(given.masks)
     maskable: Distribution = masked
     return maskable
+
+
+def forbids_actions(env: VecEnv) -> bool:
+    """
+    :param env: Parallel environments
+    :return: Whether they say which actions are allowed; what has this name beside continuous actions is something else
+    """
+    return is_masking_supported(env) and not isinstance(env.action_space, spaces.Box)
 
 
 def check_masks(masks: object, distribution: ActionDistribution, n: int, device: th.device) -> th.Tensor:
