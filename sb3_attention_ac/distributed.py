@@ -9,6 +9,7 @@ and saves. Without ``torchrun`` every function here does nothing.
 
 import atexit
 import copy
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -45,6 +46,9 @@ def start(device: th.device) -> None:
         return
     if device.type == "cuda":
         th.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Imported later, as PyTorch itself does, its functions keep the group as a default argument, and with it threads of gloo:
+    # one that drops the last tensor while the interpreter ends aborts the process
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     atexit.register(_leave)
 

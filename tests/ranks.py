@@ -98,6 +98,18 @@ def go_on(folder: Path, what: str) -> dict[str, Any]:
     return {"stopped_at": stopped_at, "steps": model.num_timesteps, "means": means, "parameters": model.policy.state_dict()}
 
 
+def leave(folder: Path, what: str) -> dict[str, Any]:
+    """Threads during the run and after it, by their names"""
+
+    def threads() -> list[str]:
+        return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+
+    make_model("memory", 2).learn(64)
+    during = threads()
+    distributed._leave()
+    return {"during": during, "after": threads()}
+
+
 def unequal(folder: Path, what: str) -> dict[str, Any]:
     distributed.start(th.device("cpu"))
     make_model("mlp", 1 + distributed.rank()).learn(100)
@@ -127,6 +139,15 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     th.set_num_threads(1)
     what, argument, target = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    functions = {"train": train, "step": step, "stop": stop, "go_on": go_on, "unequal": unequal, "helpers": helpers}
+    functions = {
+        "train": train,
+        "step": step,
+        "stop": stop,
+        "go_on": go_on,
+        "unequal": unequal,
+        "helpers": helpers,
+        "leave": leave,
+    }
+    rank = os.environ["RANK"]
     result = functions[what](target, argument)
-    th.save(result, target / f"{distributed.rank()}.pt")
+    th.save(result, target / f"{rank}.pt")

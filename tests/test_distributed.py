@@ -96,6 +96,14 @@ def test_two_processes_take_the_step_of_one(tmp_path, kind):
     assert any(not th.equal(taken[name], parameter) for name, parameter in model.policy.state_dict().items())
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux alone")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that drops its last tensor while the interpreter ends would abort the process."""
+    for found in results(tmp_path, "leave"):
+        assert any("gloo" in name for name in found["during"])
+        assert not any("gloo" in name for name in found["after"])
+
+
 def test_one_that_is_killed_ends_the_run(tmp_path):
     """torchrun says which and why; the last checkpoint can be loaded"""
     start = time.monotonic()
