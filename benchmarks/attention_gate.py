@@ -46,7 +46,7 @@ def run(env_id: str, steps: int, seed: int) -> list[Any]:
     """
     env: Any = make_vec_env(env_id, 8, seed=seed)
     gamma = 0.95 if "Pendulum" in env_id else 0.99
-    if "Pendulum" in env_id or "MuJoCo" in str(env.get_attr("spec")[0].entry_point):
+    if "Pendulum" in env_id or "mujoco" in str(env.get_attr("spec")[0].entry_point):
         env = VecNormalize(env, gamma=gamma)
     trace = Trace()
     model: Any = AAC("MlpPolicy", env, n_steps=256, gamma=gamma, seed=seed, device="cpu").learn(steps, callback=trace)

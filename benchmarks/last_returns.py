@@ -97,15 +97,21 @@ def cells(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
     groups: dict[tuple[str, str], list[float]] = {}
     for task, variant, last_return in zip(runs["task"], runs["variant"], runs["last_return"], strict=True):
         groups.setdefault((task, variant), []).append(last_return)
-    intervals = {key: interval(np.array(returns)) for key, returns in groups.items() if len(returns) > 1}
+    finite = {key: [x for x in returns if np.isfinite(x)] for key, returns in groups.items()}
+    intervals = {key: interval(np.array(returns)) for key, returns in finite.items() if len(returns) > 1}
     texts = {}
-    for (task, variant), returns in groups.items():
+    for (task, variant), returns in finite.items():
+        diverged = len(groups[task, variant]) - len(returns)
+        if not returns:
+            texts[task, variant] = "diverged"
+            continue
         text = number(float(np.mean(returns)))
         if (task, variant) in intervals:
             low, high = intervals[task, variant]
             others = [ends[1] for (name, other), ends in intervals.items() if name == task and other != variant]
             text = f"{text} [{number(low)}, {number(high)}]"
-            text = f"**{text}**" if others and low > max(others) else text
+            text = f"**{text}**" if others and low > max(others) and not diverged else text
+        text += f" ({diverged} of {diverged + len(returns)} diverged)" if diverged else ""
         texts[task, variant] = text
     return texts
 

@@ -75,7 +75,9 @@ def suite_tables(runs: pd.DataFrame) -> list[Table]:
     if runs["train_seconds"].notna().any():
         where = ", ".join(sorted(runs["processor"].dropna().unique()))
         note = f"Seconds of training, evaluations excluded ({where}); mean over seeds and 95 % bootstrap interval."
-        tables.append(replace(task_table(runs, "train_seconds", "Time", note), best=frozenset()))
+        tables.append(
+            replace(task_table(runs.dropna(subset="train_seconds"), "train_seconds", "Time", note), best=frozenset())
+        )
     return [_with_extent(table, runs) for table in tables]
 
 

@@ -145,7 +145,7 @@ def export_onnx(
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install 'sb3_attention_ac[onnx]'.")
+        raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install '.[onnx]' in the checkout.")
     policy = copy.deepcopy(model.policy).to("cpu")
     policy.set_training_mode(False)
     actor = _Actor(policy, bool(model.use_masking if action_masks is None else action_masks))

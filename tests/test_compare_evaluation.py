@@ -24,7 +24,7 @@ from sb3_attention_ac.compare.run import _has_diverged, run
 from sb3_attention_ac.compare.settings import Protocol
 from sb3_attention_ac.compare.statistics import mean_curves
 from sb3_attention_ac.compare.storage import Evaluation, Result, read_result
-from sb3_attention_ac.compare.tables import tables
+from sb3_attention_ac.compare.tables import at_equal_seconds, on_common_seconds, tables, without_diverged
 
 __all__ = ["few_repetitions"]  # for every test here too
 pytestmark = [
@@ -236,6 +236,19 @@ def test_parameters_of_which_no_action_comes_have_diverged(algorithm: Any) -> No
     assert _has_diverged(model, raised.value) and not _has_diverged(model, ValueError("anything else"))
 
 
+def test_values_that_are_no_numbers_have_diverged_though_actions_come_of_them(tmp_path: Path) -> None:
+    settings = {"learning_rate": 1e30, "learning_starts": 8, "batch_size": 8, "buffer_size": 100}
+    assert run(one_job("dqn", "CartPole-v1", PROTOCOL, "sb3", **settings), tmp_path, "test").diverged
+
+
+def test_an_observation_that_is_not_finite_is_an_accident() -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(16)
+    model._last_obs[:] = np.nan
+    with pytest.raises(ValueError) as raised:
+        model.predict(model._last_obs)
+    assert not _has_diverged(model, raised.value)
+
+
 def test_a_crash_with_a_finite_network_stays_a_crash(tmp_path: Path, clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Clock.step
 
@@ -293,13 +306,29 @@ def test_an_environment_on_which_everything_diverges_stays_in_the_report(tmp_pat
         assert comparison.runs.loc[comparison.runs["environment"] == "B", "final"].isna().all()
 
 
-def test_curves_keep_their_intervals_where_no_run_has_diverged_yet() -> None:
-    results = [make_result("one", "A", seed, (0.0, 1.0 + seed, 2.0 * seed)) for seed in range(3)]
-    results[1] = diverging(results[1])
-    curves = mean_curves(tables(results, REFERENCES)[0], "steps")
-    assert curves["mean"].notna().tolist() == curves["low"].notna().tolist() == [True, True, False]
-    (axis,) = figures.learning_curves(curves, "steps").axes
+def test_curves_and_equal_seconds_are_those_of_runs_that_did_not_diverge() -> None:
+    results = [make_result("one", "A", seed, (0.0, 1.0 + seed, 2.0 * seed), seconds=100.0) for seed in range(3)]
+    short = diverging(make_result("one", "A", 1, (0.0, 5.0), seconds=12.0))
+    evaluations = tables([results[0], short, results[2]], REFERENCES)[0]
+    finite = without_diverged(evaluations)
+    curves = mean_curves(finite, "steps")
+    assert curves["mean"].tolist() == [0.0, 2.0, 2.0] and curves["steps"].tolist() == [0, 50, 100]
+    (axis,) = figures.learning_curves(curves, "steps", figures.palette(["one"])).axes
     assert len(axis.collections) == 1  # the shade
+    assert on_common_seconds(finite)["seconds"].max() == 200.0
+    equal = at_equal_seconds(evaluations, 0).set_index("seed")
+    assert equal["seconds"].tolist() == [200.0] * 3 and equal["score"].isna().tolist() == [False, True, False]
+
+
+def test_a_colour_stands_for_one_algorithm_in_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has no seed that finished everywhere is not in the summaries."""
+    results = [r for r in make_results() if (r.job.variant, r.job.env) != ("good", "B")]
+    given: list[dict[str, Any]] = []
+    for name in ("learning_curves", "summary_intervals", "aggregate_curves"):
+        draw = getattr(figures, name)
+        monkeypatch.setattr(figures, name, lambda *a, draw=draw: (given.append(a[-1]), draw(*a))[1])
+    write_report(results, (), REFERENCES, tmp_path, None)
+    assert len(given) == 4 and all(colours == given[0] for colours in given) and list(given[0]) == ["good", "poor"]
 
 
 def test_a_diverged_run_counts_as_the_lowest() -> None:

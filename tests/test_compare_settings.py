@@ -1,16 +1,21 @@
 """Comparison: names and settings against RL Zoo."""
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
+from sb3_attention_ac.compare import experiment
 from sb3_attention_ac.compare.__main__ import main
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.experiment import merge, read_hyperparams
 from sb3_attention_ac.compare.jobs import plan
+from sb3_attention_ac.compare.names import Shown
 from sb3_attention_ac.compare.settings import Job, Protocol, Variant
 from sb3_attention_ac.compare.variants import SHIPPED, collect_variants, load_variants
 
@@ -137,13 +142,47 @@ def test_policy_of_a_variant_must_exist() -> None:
         one_job(policy=3)
 
 
-def test_observations_without_a_policy_are_named() -> None:
-    space = spaces.Dict({"image": spaces.Box(0, 1, (3,)), "mission": spaces.Text(5)})
-    variant = Variant("ppo", "ppo")
-    with pytest.raises(CompareError, match=r"no policy for the observations of Any-v0.*env_wrapper"):
-        read_hyperparams(variant, "Any-v0", space, 100, "sb3")
-    for change in ({"env_wrapper": "minigrid.wrappers.FlatObsWrapper"}, {"env_kwargs": {"flat": True}}):
-        assert change.items() <= read_hyperparams(replace(variant, changes=change), "Any-v0", space, 100, "sb3").items()
+class Mission(gym.Env[Any, int]):
+    """Shows a text beside numbers, numbers alone, or an image; ``needed`` has no default"""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, needed: int, shows: str = "text") -> None:
+        numbers, text = spaces.Box(0, 1, (3,)), spaces.Text(5)
+        kinds = {"text": spaces.Dict({"numbers": numbers, "mission": text}), "numbers": spaces.Dict({"numbers": numbers})}
+        self.observation_space = {**kinds, "image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}[shows]
+
+    def action_masks(self) -> np.ndarray:
+        return np.ones(2, dtype=bool)
+
+
+def test_the_policy_is_that_of_what_an_entry_makes_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gym.registry, "Mission-v0", EnvSpec("Mission-v0", entry_point=Mission))
+
+    def read(algo: str = "ppo", **changes: Any) -> dict[str, Any]:
+        return read_hyperparams(Variant(algo, algo, changes), "Mission-v0", 100, "sb3")
+
+    with pytest.raises(CompareError, match=r"Mission-v0' cannot be made: TypeError: .*needed.*`env_kwargs` \(a mapping\)"):
+        read()
+    with pytest.raises(CompareError, match=r"no policy for the observations of Mission-v0.*env_wrapper"):
+        read(env_kwargs={"needed": 1})
+    assert read(env_kwargs={"needed": 1, "shows": "numbers"})["policy"] == "MultiInputPolicy"
+    assert read(env_kwargs={"needed": 1, "shows": "image"})["policy"] == "CnnPolicy"
+    flat = {"env_kwargs": {"needed": 1, "shows": "numbers"}, "env_wrapper": "gymnasium.wrappers.FlattenObservation"}
+    assert read(**flat)["policy"] == read("ars", **flat, policy="MlpPolicy")["policy"] == "MlpPolicy"
+    assert read("maskable_ppo", **flat)["policy"] == "MlpPolicy"
+
+
+def test_maskable_ppo_needs_masks() -> None:
+    with pytest.raises(CompareError, match="needs action masks, and CartPole-v1 has none: compare it with ppo"):
+        one_job("maskable_ppo", source="sb3")
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text("mine: {algo: ppo, hyperparams: {learning_rate: 3e-4, policy_kwargs: {a: 1E5}}}")
+    (variant,) = load_variants(str(tmp_path / "mine.yml"))
+    hyperparams = read_hyperparams(variant, "CartPole-v1", 100, "sb3")
+    assert hyperparams["learning_rate"] == 3e-4 and hyperparams["policy_kwargs"] == {"a": 1e5}
 
 
 def test_changes_are_merged_into_python_source() -> None:
@@ -195,7 +234,8 @@ def test_shipped_variants() -> None:
     assert names[:3] == ["ppo", "aac-mlp", "aac-attention"]
 
 
-def test_maskable_ppo_has_the_values_of_ppo(tmp_path: Path) -> None:
+def test_maskable_ppo_has_the_values_of_ppo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "check_environment", lambda *_: Shown(spaces.Box(0, 1, (4,)), True))
     (tmp_path / "ppo.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 10, n_steps: 7}")
     assert one_job("maskable_ppo", source=str(tmp_path)).hyperparams["n_steps"] == 7
     (tmp_path / "maskable_ppo.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 10, n_steps: 9}")

@@ -172,6 +172,7 @@ def test_files_of_a_suite_are_looked_for_in_its_folder(suite: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*has no hyperparameters for:UserWarning")  # RL Zoo has MuJoCo's v4
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
 @pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("benchmarks/*/suite.yml")), ids=str)
 def test_suites_of_the_repository_can_be_planned(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # files are found from anywhere
@@ -226,6 +227,23 @@ def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
     assert path.read_text() == whole.read_text()
     update_results(path, [])
     assert path.read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize("names", [("16", "32"), ("nan", "NA"), ("0.5", "1e3")])
+def test_names_that_look_like_numbers_stay_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    path = tmp_path / "results.csv"
+    results = [make_result(name, "A", seed, (0.0, 1.0, 2.0)) for name in names for seed in range(2)]
+    for _ in range(3):
+        update_results(path, results)
+    assert sorted(read_results(path)["algorithm"].tolist()) == sorted([*names, *names])
+
+
+def test_steps_of_a_suite_stand_in_its_file() -> None:
+    suite = {"envs": ["CartPole-v1=600", "Pendulum-v1"]}
+    assert choose(suite, {"envs": ["CartPole-v1"]})["envs"] == choose(suite, {"envs": ["CartPole-v1=600"]})["envs"]
+    for entry in ("CartPole-v1=50", "Pendulum-v1=50"):
+        with pytest.raises(CompareError, match=r"--envs has .*=50, and the suite .*: steps belong into suite\.yml"):
+            choose(suite, {"envs": [entry]})
 
 
 def test_rows_of_other_settings_do_not_stay_beside_new_ones(tmp_path: Path) -> None:

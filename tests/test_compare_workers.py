@@ -200,7 +200,7 @@ def test_modules_are_found_where_this_process_finds_them(tmp_path: Path, monkeyp
     (tmp_path / "beside_the_script.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        check_worker(["Beside-v0"], ["beside_the_script"], tmp_path)
+        check_worker({"Beside-v0": {}}, ["beside_the_script"], tmp_path)
     finally:
         launcher.stop_workers()
     assert not (tmp_path / "log.txt").exists()

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from stable_baselines3.common.logger import Logger
@@ -19,7 +21,7 @@ MAX_WORDS = 1500  # ten minutes
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from last_returns import PAGES as PAGES_WITH_TABLES  # noqa: E402
-from last_returns import with_tables  # noqa: E402
+from last_returns import cells, with_tables  # noqa: E402
 from pictures import PICTURE, described, draw, drawn_runs  # noqa: E402
 
 
@@ -81,6 +83,15 @@ def test_a_table_of_some_tasks():
     assert [row.split(",")[0] for row in rows] == ["| RepeatFirstEasy", "| RepeatPreviousHard"]
     with pytest.raises(ValueError, match=r"has no \['Typo'\]"):
         with_tables(marked.format("Typo"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_diverged_run_is_said_and_makes_nothing_bold(order):
+    returns = {"aac": [22.0, 23.0], "a2c": [7.0, 8.0], "ppo": [100.0, 101.0, np.nan], "dqn": [np.nan, np.nan]}
+    rows = [("A", variant, value) for variant, values in returns.items() for value in values][::order]
+    texts = cells(pd.DataFrame(rows, columns=["task", "variant", "last_return"]))
+    assert texts["A", "ppo"] == "100 [100, 101] (1 of 3 diverged)" and texts["A", "dqn"] == "diverged"
+    assert not any("**" in text for text in texts.values())
 
 
 def snippets(page: Path) -> str:

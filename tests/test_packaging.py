@@ -28,7 +28,7 @@ SOURCES = ["setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE",
 
 def test_the_comparison_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_requirements, "find_spec", lambda name: None if name in ("rliable", "seaborn") else object())
-    with pytest.raises(ImportError, match=r"needs rliable, seaborn, .*pip install 'sb3_attention_ac\[compare\]'"):
+    with pytest.raises(ImportError, match=r"needs rliable, seaborn, .*pip install '\.\[compare\]'"):
         _requirements.check()
 
 

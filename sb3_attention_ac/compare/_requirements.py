@@ -11,7 +11,7 @@ def check() -> None:
     if missing:
         raise ImportError(
             f"sb3_attention_ac.compare needs {', '.join(missing)}, which the plain installation does not bring: "
-            "pip install 'sb3_attention_ac[compare]'"
+            "pip install '.[compare]' in the checkout"
         )
 
 

@@ -129,7 +129,8 @@ def _prepare(pending: Sequence[Job], out: Path, backend: str, address: str | Non
     place = make_backend(backend, address)
     if backend == "local":
         check_device(pending[0].protocol.device)
-        check_worker(list(dict.fromkeys(job.env for job in pending)), pending[0].protocol.gym_packages, out)
+        environments = {job.env: job.hyperparams for job in pending}
+        check_worker(environments, pending[0].protocol.gym_packages, out)
     return place
 
 

@@ -8,7 +8,8 @@ from sb3_attention_ac.compare.names import known_algorithms
 from sb3_attention_ac.compare.settings import Job
 
 # What RL Zoo does where a file says nothing
-ZOO = {"n_envs": 1, "normalize": False, "frame_stack": None, "env_wrapper": None, "vec_env_wrapper": None, "env_kwargs": None}
+ZOO: dict[str, Any] = {"n_envs": 1, "normalize": False, "frame_stack": None, "env_wrapper": None, "vec_env_wrapper": None}
+ZOO |= {"env_kwargs": None, "callback": None, "monitor_kwargs": None, "vec_env": "gymnasium"}
 # The algorithms' own business, the same for all runs, or without an effect on the numbers
 LEFT_OUT = {"policy", "env", "n_timesteps", "seed", "device", "verbose", "tensorboard_log", "stats_window_size"}
 LEFT_OUT |= {"rollout_buffer_class", "replay_buffer_class", "_init_setup_model"}

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
@@ -21,45 +22,57 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_attention_ac.compare.episodes import EndReporter, Episode, EpisodeRecorder
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.evaluate import EvaluationCallback, RecordedEnv
-from sb3_attention_ac.compare.names import known_algorithms
+from sb3_attention_ac.compare.names import check_environment, known_algorithms
 from sb3_attention_ac.compare.pools import VEC_ENVS, check_vec_env, make_pool
 from sb3_attention_ac.compare.settings import Job, Variant
 from sb3_attention_ac.compare.storage import write_atomically
 from sb3_attention_ac.compare.yaml_files import read_mapping
 
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 # Arguments of RL Zoo which are Python source there when they are text
-SOURCE_TEXTS = ("policy_kwargs", "replay_buffer_kwargs", "env_kwargs", "normalize")
+SOURCE_TEXTS = ("policy_kwargs", "replay_buffer_kwargs", "normalize")
 
 
-def read_hyperparams(variant: Variant, env: str, space: Space[Any], steps: int, source: str) -> dict[str, Any]:
+def read_hyperparams(variant: Variant, env: str, steps: int, source: str) -> dict[str, Any]:
     """
     :param variant: Variant of an algorithm
     :param env: Id of a registered environment
-    :param space: Its observation space
     :param steps: Training steps, they replace those of the file
     :param source: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml`` (RL Zoo's file for algorithms it lacks), or one
         file for whatever algorithm
     :return: Hyperparameters in the format of RL Zoo, the changes of the variant applied
     :raises CompareError: If ``source`` is none of these, the file has no entry for the environment, or the algorithm has not
-        the policy or no policy for such observations
+        the policy or no policy for such observations, or the environment cannot be made
     """
     source = variant.source or source
-    policy = policy_name(variant.algo, space)
-    if source == "sb3":
-        hyperparams: dict[str, Any] = {"policy": policy}
-    else:
-        hyperparams = _read_file(variant.algo, env, source)
-    hyperparams = merge(hyperparams, variant.changes)
-    name = str(hyperparams.get("policy", policy))
+    hyperparams = {} if source == "sb3" else _read_file(variant.algo, env, source)
+    hyperparams = _with_numbers(merge(hyperparams, variant.changes))
     aliases = known_algorithms()[variant.algo].policy_aliases
-    if "." not in name and name not in aliases:
-        if "policy" in variant.changes:
-            raise unknown_name(f"policy of {variant.algo} in the variant {variant.name!r}", name, aliases)
-        name = policy  # RL Zoo's default entry for ppo_lstm names one that RecurrentPPO does not have
+    name = str(hyperparams.get("policy", ""))
+    is_known = "." in name or name in aliases
+    if "policy" in variant.changes and not is_known:
+        raise unknown_name(f"policy of {variant.algo} in the variant {variant.name!r}", name, aliases)
     check_vec_env(hyperparams, f"{variant.name} on {env}")
-    if not {"env_wrapper", "env_kwargs"} & set(hyperparams):  # which may change the observations
-        _check_observations(space, variant.algo, env)
-    return {**hyperparams, "policy": name, "n_timesteps": steps}
+    space, has_masks = check_environment(env, hyperparams)
+    _check_observations(space, variant.algo, env)
+    if variant.algo == "maskable_ppo" and not has_masks:
+        raise CompareError(
+            f"{variant.name} is MaskablePPO, which needs action masks, and {env} has none: compare it with ppo."
+        )
+    # RL Zoo's default entry for ppo_lstm names one that RecurrentPPO does not have
+    return {**hyperparams, "policy": name if is_known else policy_name(variant.algo, space), "n_timesteps": steps}
+
+
+def _with_numbers(hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """PyYAML takes 3e-4, without a point, for a text."""
+    return {
+        name: _with_numbers(value)
+        if isinstance(value, dict)
+        else float(value)
+        if isinstance(value, str) and NUMBER.fullmatch(value)
+        else value
+        for name, value in hyperparams.items()
+    }
 
 
 def _check_observations(space: Space[Any], algo: str, env: str) -> None:

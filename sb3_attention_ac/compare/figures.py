@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import pandas as pd
@@ -20,7 +20,7 @@ Colour = tuple[float, float, float]
 def palette(algorithms: Sequence[str]) -> dict[str, Colour]:
     """
     :param algorithms: Names in the order of the report
-    :return: A colour for each, the same in every picture; distinct for colour-blind readers up to ten
+    :return: A colour for each, for all pictures of a report; distinct for colour-blind readers up to ten
     """
     kind = "colorblind" if len(algorithms) <= 10 else "husl"
     return dict(zip(algorithms, sns.color_palette(kind, len(algorithms)), strict=True))
@@ -37,8 +37,8 @@ def _panels(count: int, columns: int = COLUMNS, panel: tuple[float, float] = PAN
     return figure, axes
 
 
-def _legend_above(figure: Figure, colours: dict[str, Colour]) -> None:
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+def _legend_above(figure: Figure, colours: Mapping[str, Colour], algorithms: Iterable[str]) -> None:
+    handles = [Line2D([], [], color=colours[name], label=name) for name in algorithms]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)
 
 
@@ -48,34 +48,34 @@ def _draw_curve(axis: Axes, curve: pd.DataFrame, against: str, value: str, label
         axis.fill_between(curve[against], curve["low"], curve["high"], alpha=0.2, color=colour, lw=0)
 
 
-def learning_curves(curves: pd.DataFrame, against: str) -> Figure:
+def learning_curves(curves: pd.DataFrame, against: str, colours: Mapping[str, Colour]) -> Figure:
     """
     :param curves: See :func:`~sb3_attention_ac.compare.statistics.mean_curves`
     :param against: ``"steps"`` or ``"seconds"`` of training
+    :param colours: See :func:`palette`
     :return: One panel per environment: mean over seeds with its interval
     """
     environments = curves["environment"].unique()
-    colours = palette(list(curves["algorithm"].unique()))
     figure, axes = _panels(len(environments))
     for axis, env in zip(axes, environments, strict=True):
         for algorithm, curve in curves[curves["environment"] == env].groupby("algorithm", sort=False):
             _draw_curve(axis, curve, against, "mean", str(algorithm), colours[str(algorithm)])
         axis.set(title=env, xlabel=f"{against} of training", ylabel="mean return")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _legend_above(figure, colours)
+    _legend_above(figure, colours, curves["algorithm"].unique())
     return figure
 
 
-def summary_intervals(summaries: pd.DataFrame, scale: str) -> Figure:
+def summary_intervals(summaries: pd.DataFrame, scale: str, colours: Mapping[str, Colour]) -> Figure:
     """
     :param summaries: See :func:`~sb3_attention_ac.compare.statistics.summaries`
     :param scale: What 0 and 1 stand for
+    :param colours: See :func:`palette`
     :return: One panel per summary of the final score, and one for the IQM of the area under the curve
     """
     wanted = [("final", "IQM", "IQM of the final score →"), ("final", "median", "median of the final score →")]
     wanted += [("final", "optimality gap", "← optimality gap"), ("area", "IQM", "IQM of the whole curve →")]
     algorithms = list(summaries["algorithm"].unique())
-    colours = palette(algorithms)
     figure = Figure(figsize=(11, 0.36 * len(algorithms) + 1.1), layout="constrained")
     axes = figure.subplots(1, len(wanted), sharey=True)
     for axis, (score, summary, title) in zip(axes, wanted, strict=True):
@@ -111,7 +111,7 @@ def task_intervals(scores: pd.DataFrame) -> Figure:
         axis.set_yticks([])
         axis.set_ylim(len(algorithms) - 0.5, -0.5)
         axis.tick_params(axis="x", labelsize=8)
-    _legend_above(figure, colours)
+    _legend_above(figure, colours, algorithms)
     return figure
 
 
@@ -146,13 +146,13 @@ def improvement_matrix(improvements: pd.DataFrame) -> Figure:
     return figure
 
 
-def aggregate_curves(curves: pd.DataFrame, steps: AbstractSet[int]) -> Figure:
+def aggregate_curves(curves: pd.DataFrame, steps: AbstractSet[int], colours: Mapping[str, Colour]) -> Figure:
     """
     :param curves: See :func:`~sb3_attention_ac.compare.statistics.aggregate_curves`
     :param steps: The different numbers of training steps asked for, those of the last point
+    :param colours: See :func:`palette`
     :return: IQM over all environments against steps, or where these differ against the share of training that is done
     """
-    colours = palette(list(curves["algorithm"].unique()))
     figure, (axis,) = _panels(1)
     equal = len(steps) == 1
     last = next(iter(steps)) if equal else 100
@@ -161,5 +161,5 @@ def aggregate_curves(curves: pd.DataFrame, steps: AbstractSet[int]) -> Figure:
         _draw_curve(axis, curve, "steps", "value", str(algorithm), colours[str(algorithm)])
     axis.set(xlabel="steps of training" if equal else "% of training", ylabel="IQM on the common scale")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _legend_above(figure, colours)
+    _legend_above(figure, colours, curves["algorithm"].unique())
     return figure

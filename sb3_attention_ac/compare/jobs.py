@@ -12,7 +12,7 @@ from sb3_attention_ac.compare.backends import Backend
 from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
 from sb3_attention_ac.compare.experiment import read_hyperparams
 from sb3_attention_ac.compare.launcher import Outcome
-from sb3_attention_ac.compare.names import check_environment, register_environments
+from sb3_attention_ac.compare.names import check_known, register_environments
 from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences, with_own_steps
 from sb3_attention_ac.compare.storage import RESULT_FILE, Result, read_result, write_atomically
 
@@ -44,16 +44,16 @@ def plan(
     for env, own in (with_own_steps(env, protocol) for env in envs):
         if protocols.setdefault(env, own) != own:
             raise CompareError(f"{env} was given with {protocols[env].steps} and with {own.steps} steps; give it once.")
-    spaces = {env: check_environment(env) for env in protocols}
+    check_known(protocols)
     hyperparams = {
-        (variant.name, env): read_hyperparams(variant, env, space, protocols[env].steps, source)
-        for env, space in spaces.items()
+        (variant.name, env): read_hyperparams(variant, env, own.steps, source)
+        for env, own in protocols.items()
         for variant in variants
     }
     return [
         Job(variant.name, variant.algo, env, seed, hyperparams[variant.name, env], protocols[env])
         for seed in range(first_seed, first_seed + seeds)
-        for env in spaces
+        for env in protocols
         for variant in variants
     ]
 

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,14 @@ def launch(job: Job, out: Path, command: str) -> Outcome:
     return Outcome(job, failure=f"{failure}; see {log}")
 
 
-def check_worker(envs: Sequence[str], gym_packages: Sequence[str], out: Path) -> None:
+def check_worker(environments: Mapping[str, Mapping[str, Any]], gym_packages: Sequence[str], out: Path) -> None:
     """
-    :param envs: Ids of environments, all known to this process
+    :param environments: Ids of environments, all known to this process, and hyperparameters with which they are made
     :param gym_packages: Modules that register some
     :param out: Folder of the comparison
     :raises CompareError: If the process of a run cannot make one of them
     """
-    failure = _serve({"environments": list(envs), "gym_packages": list(gym_packages)}, out / LOG_FILE)
+    failure = _serve({"environments": list(environments.items()), "gym_packages": list(gym_packages)}, out / LOG_FILE)
     if failure is not None:
         stop_workers()
         raise CompareError(

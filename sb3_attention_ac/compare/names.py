@@ -4,10 +4,11 @@ import contextlib
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
+from gymnasium import spaces
 
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 
@@ -70,26 +71,60 @@ def register_environments(gym_packages: Iterable[str] = ()) -> None:
             importlib.import_module(module)
 
 
-def check_environment(env: str) -> gym.Space[Any]:
+def check_known(envs: Iterable[str]) -> None:
     """
-    Create the environment once. Call :func:`register_environments` before.
+    :param envs: Ids of environments
+    :raises CompareError: If one is not known (offers the closest names) or its package is missing (says which)
+    """
+    for env in envs:
+        if env not in gym.registry:
+            for pattern, module, package in SOURCES:
+                if re.match(pattern, env) and importlib.util.find_spec(module) is None:
+                    raise CompareError(
+                        f"The environment {env!r} comes with the package {package!r}, which is not installed; "
+                        f"run `pip install {package}`."
+                    )
+            raise unknown_name("environment", env, gym.registry)
+
+
+class Shown(NamedTuple):
+    """
+    What an environment shows to an algorithm.
+
+    :param space: Observation space
+    :param has_masks: Whether it says which actions are allowed
+    """
+
+    space: gym.Space[Any]
+    has_masks: bool
+
+
+def check_environment(env: str, hyperparams: Mapping[str, Any] = {}) -> Shown:
+    """
+    Create the environment once, with the arguments and wrappers of its entry. Call :func:`register_environments` before.
 
     :param env: Id of the environment
-    :return: Its observation space
-    :raises CompareError: If it is not known (offers the closest names) or a package is missing (says which)
+    :param hyperparams: In the format of RL Zoo; ``env_kwargs`` and ``env_wrapper`` of it count
+    :return: What it shows
+    :raises CompareError: If it is not known (offers the closest names), a package is missing (says which), or it fails
     """
-    if env not in gym.registry:
-        for pattern, module, package in SOURCES:
-            if re.match(pattern, env) and importlib.util.find_spec(module) is None:
-                raise CompareError(
-                    f"The environment {env!r} comes with the package {package!r}, which is not installed; "
-                    f"run `pip install {package}`."
-                )
-        raise unknown_name("environment", env, gym.registry)
+    from rl_zoo3.utils import get_wrapper_class
+    from sb3_contrib.common.maskable.utils import is_masking_supported
+
+    check_known([env])
     try:
-        instance = gym.make(env)
+        wrap = get_wrapper_class(dict(hyperparams))
+        made = gym.make(env, **(hyperparams.get("env_kwargs") or {}))
+        instance = made if wrap is None else wrap(made)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise CompareError(f"The environment {env!r} needs a package that is not installed: {error}") from error
-    space = instance.observation_space
-    instance.close()
-    return space
+    except Exception as error:
+        raise CompareError(
+            f"The environment {env!r} cannot be made: {type(error).__name__}: {error}. Its arguments and wrappers "
+            "stand in its entry, as `env_kwargs` (a mapping) and `env_wrapper`, see --hyperparams and --variants."
+        ) from error
+    shown = Shown(
+        instance.observation_space, is_masking_supported(instance) and not isinstance(instance.action_space, spaces.Box)
+    )
+    made.close()
+    return shown

@@ -16,14 +16,14 @@ from sb3_attention_ac.compare.outcome import Comparison
 from sb3_attention_ac.compare.scores import Reference, scale
 from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, mean_curves, score_matrices, summaries
 from sb3_attention_ac.compare.storage import Result, write_atomically
-from sb3_attention_ac.compare.tables import on_common_seconds, tables
+from sb3_attention_ac.compare.tables import on_common_seconds, tables, without_diverged
 from sb3_attention_ac.compare.texts import BOLD, Table, equal_seconds_table, reference_table, summary_table, task_table
 from sb3_attention_ac.compare.verdict import verdict
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 CAPTIONS = {
-    "curves_steps": "Learning curves: mean return of the evaluation episodes against steps of training; mean over seeds, "
-    "shaded the 95 % bootstrap interval.",
+    "curves_steps": "Learning curves: mean return of the evaluation episodes against steps of training; mean over the seeds "
+    "that did not diverge, shaded the 95 % bootstrap interval.",
     "intervals": "Summaries over all environments (dot) with their 95 % bootstrap intervals (bar); arrows point to the better "
     "side.",
     "improvement": "Probability that a run of the algorithm in the row ends higher than one of the algorithm in the column on "
@@ -131,14 +131,17 @@ def _draw(
     asked: Mapping[str, int],
     references: Mapping[str, Reference],
 ) -> dict[str, Figure]:
-    drawn = {"curves_steps": figures.learning_curves(mean_curves(evaluations, "steps"), "steps")}
+    colours = figures.palette([str(name) for name in evaluations["algorithm"].unique()])
+    finite = without_diverged(evaluations)
+    curves = evaluations if finite.empty else finite
+    drawn = {"curves_steps": figures.learning_curves(mean_curves(curves, "steps"), "steps", colours)}
     if len(overall):
-        drawn["intervals"] = figures.summary_intervals(overall, scale(references))
+        drawn["intervals"] = figures.summary_intervals(overall, scale(references), colours)
     if len(pairs):
         drawn["improvement"] = figures.improvement_matrix(pairs)
     if evaluations["environment"].nunique() > 1 and len(overall):
-        drawn["curves_all"] = figures.aggregate_curves(aggregate_curves(evaluations), set(asked.values()))
-    drawn["curves_seconds"] = figures.learning_curves(mean_curves(on_common_seconds(evaluations), "seconds"), "seconds")
+        drawn["curves_all"] = figures.aggregate_curves(aggregate_curves(evaluations), set(asked.values()), colours)
+    drawn["curves_seconds"] = figures.learning_curves(mean_curves(on_common_seconds(curves), "seconds"), "seconds", colours)
     return drawn
 
 

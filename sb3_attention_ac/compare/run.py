@@ -5,6 +5,7 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
@@ -41,6 +42,8 @@ def run(job: Job, out: Path, command: str) -> Result:
     start = time.perf_counter()
     try:
         manager.learn(model)
+        if not _is_finite(model):  # actions may still come of it: the highest of values that are no numbers is the first
+            raise FloatingPointError("The network's parameters are not finite.")
         callback.finish()
     except Exception as error:
         if not _has_diverged(model, error):
@@ -68,12 +71,18 @@ def _has_diverged(model: BaseAlgorithm, error: Exception) -> bool:
     :param model: Model whose training or evaluation ended in an error
     :param error: The error
     :return: Whether training has spoilt the network: the algorithm has noticed a number that is not finite, the parameters are
-        not finite, or they are so large that no distribution comes of them
+        not finite, or they are so large that no distribution comes of them. An observation that is not finite is an accident
     """
     said = "to satisfy the constraint", "actor's output is not finite"  # in PyTorch's words, and in aac's
     no_distribution = isinstance(error, ValueError) and any(words in str(error) for words in said)
-    finite = all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
-    return model.num_timesteps > 0 and (isinstance(error, FloatingPointError) or no_distribution or not finite)
+    observed = getattr(model, "_last_obs", None)
+    observations = observed.values() if isinstance(observed, dict) else [] if observed is None else [observed]
+    noticed = (isinstance(error, FloatingPointError) or no_distribution) and all(np.isfinite(o).all() for o in observations)
+    return model.num_timesteps > 0 and (noticed or not _is_finite(model))
+
+
+def _is_finite(model: BaseAlgorithm) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
 
 
 def _arguments(model: BaseAlgorithm) -> dict[str, str]:

@@ -85,6 +85,10 @@ def choose(suite: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any
         if unknown := [entry for entry in chosen[name] if _name(entry) not in known]:
             raise unknown_name(f"value of --{name} in the suite", unknown[0], known)
         part[name] = [known[_name(entry)] for entry in chosen[name]]
+        if other := [entry for entry, own in zip(chosen[name], part[name], strict=True) if "=" in entry and entry != own]:
+            raise CompareError(
+                f"--{name} has {other[0]}, and the suite {known[_name(other[0])]}: steps belong into suite.yml."
+            )
     return part
 
 
@@ -140,7 +144,9 @@ def read_results(path: Path) -> pd.DataFrame:
     :raises CompareError: If it cannot be read, or does not say which run ended how
     """
     try:
-        there = pd.read_csv(path)
+        names = ["environment", "algorithm"]  # stay as they are: a variant may be called 16, or nan
+        others = {name: ["", "nan"] for name in pd.read_csv(path, nrows=0).columns if name not in names}
+        there = pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=others)
     except (OSError, ValueError) as error:
         raise CompareError(f"{path} cannot be read as CSV ({error}); mend it, or move it away.") from error
     if missing := {*KEY, "final"} - set(there.columns):

@@ -91,6 +91,15 @@ def tables(
     return evaluations, run_table(results, evaluations, references), references
 
 
+def without_diverged(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param evaluations: See :func:`evaluation_table`
+    :return: Those of the runs whose returns were all finite
+    """
+    runs = evaluations.groupby(["algorithm", "environment", "seed"], sort=False)["score"]
+    return evaluations[runs.transform(lambda scores: scores.notna().all()).astype(bool)]
+
+
 def on_common_seconds(evaluations: pd.DataFrame, points: int = 50) -> pd.DataFrame:
     """
     Learning curves over wall-clock time: every run has its own times of evaluation, so curves are read off at common ones.
@@ -114,14 +123,17 @@ def at_equal_seconds(evaluations: pd.DataFrame, seconds: float) -> pd.DataFrame:
     Scores after the same seconds of training.
 
     :param evaluations: See :func:`evaluation_table`
-    :param seconds: Seconds of training; 0, or more than some run took: those of the quickest run on the environment
-    :return: One row per run: algorithm, environment, seed, seconds, score
+    :param seconds: Seconds of training; 0, or more than some run took: those of the quickest run on the environment that did
+        not diverge
+    :return: One row per run: algorithm, environment, seed, seconds, score (NaN if it diverged)
     """
     rows = []
     for env, group in evaluations.groupby("environment", sort=False):
-        shortest = group.groupby(["algorithm", "seed"])["seconds"].max().min()
+        finite = without_diverged(group)
+        shortest = (group if finite.empty else finite).groupby(["algorithm", "seed"])["seconds"].max().min()
         budget = min(seconds or shortest, shortest)
         for (algorithm, seed), curve in group.groupby(["algorithm", "seed"], sort=False):
-            score = float(np.interp(budget, curve["seconds"], curve["score"]))
+            diverged = curve["score"].isna().any()
+            score = float("nan") if diverged else float(np.interp(budget, curve["seconds"], curve["score"]))
             rows.append({"algorithm": algorithm, "environment": env, "seed": seed, "seconds": budget, "score": score})
     return pd.DataFrame(rows)

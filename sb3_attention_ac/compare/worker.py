@@ -88,8 +88,8 @@ def _serve(request: dict[str, Any]) -> None:
         run(Job.from_dict(request["job"]), Path(request["out"]), request["command"])
         return
     register_environments(request["gym_packages"])
-    for env in request["environments"]:
-        check_environment(env)
+    for env, hyperparams in request["environments"]:
+        check_environment(env, hyperparams)
 
 
 def _end_with_input() -> NoReturn:

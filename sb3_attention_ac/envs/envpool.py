@@ -1,6 +1,6 @@
 """
 EnvPool's environments (Weng et al. 2022, https://arxiv.org/abs/2206.10558) as SB3's ``VecEnv``: many steps at once in C++
-threads. ``pip install 'sb3_attention_ac[envpool]'``; for PPO and others as well::
+threads. ``pip install '.[envpool]'``; for PPO and others as well::
 
     from stable_baselines3.common.vec_env import VecMonitor
 
@@ -26,7 +26,7 @@ def _make(env_id: str, **options: Any) -> Any:
     try:
         envpool: Any = importlib.import_module("envpool")
     except ImportError as error:
-        raise ImportError(f"EnvPoolVecEnv needs envpool ({error}): pip install 'sb3_attention_ac[envpool]'") from error
+        raise ImportError(f"EnvPoolVecEnv needs envpool ({error}): pip install '.[envpool]' in the checkout") from error
     return envpool.make(env_id, env_type="gymnasium", **options)
 
 
