@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--stats", help="The model's vecnormalize.pkl, if it was trained with VecNormalize")
     parser.add_argument("--env", default="Pendulum-v1", help="Environment ID")
     parser.add_argument("--steps", type=int, default=20_000, help="Number of training steps")
-    parser.add_argument("--length", type=int, default=200, help="Number of steps, up to the end of the episode")
+    parser.add_argument(
+        "--length", type=int, help="Number of steps, up to the end of the episode (default: as the model is trained on)"
+    )
     parser.add_argument("--out", default="prediction.png", help="Where to save the picture")
     args = parser.parse_args()
 
@@ -69,7 +71,7 @@ def main() -> None:
     if args.stats is not None:  # observations and rewards as in training
         env = VecNormalize.load(args.stats, env)
         env.training = False
-    windows = first_episode(collect_trajectory(model, env, args.length + 1))
+    windows = first_episode(collect_trajectory(model, env, None if args.length is None else args.length + 1))
     # The action taken at a step, and what it led to, are written in the step after it
     actions, rewards = windows.previous_actions[:, 1:], windows.previous_rewards[:, 1:]
     features = model.policy.encode_windows(windows, 1).features[:, 1:].detach()

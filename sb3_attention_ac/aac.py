@@ -22,6 +22,7 @@ from sb3_attention_ac import distributed
 from sb3_attention_ac.argument_names import explain_unexpected_argument, with_checked_names
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
+from sb3_attention_ac.losses import NotFiniteError
 from sb3_attention_ac.networks.distributions import forbids_actions
 from sb3_attention_ac.optim import QuickAdam, clip_gradients
 from sb3_attention_ac.policies import (
@@ -436,7 +437,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :param losses: The terms of the loss, weighted
         :param adam: Takes the step
         :param log: Where to note it
-        :raises FloatingPointError: If one is not finite; the parameters are then still the last good ones
+        :raises NotFiniteError: If one is not finite; the parameters are then still the last good ones
         """
         loss = th.stack(list(losses.values())).sum()
         adam.zero_grad()
@@ -446,7 +447,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         grad_norm = clip_gradients(adam.parameters, self.max_grad_norm)
         if not math.isfinite(loss.detach() + grad_norm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"{culprit} is not finite at iteration {self._n_iterations} "
                 f"({self.num_timesteps} timesteps): training stopped before the optimizer step, the parameters are the last "
                 "good ones and the model can be saved. Check rewards and observations for NaN or infinity, or use a smaller "
@@ -554,10 +555,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             del kwargs["aux_loss"]  # as in the file
         stored = stored_network(path) if {"policy_kwargs", "aux_loss"} & kwargs.keys() else None
         if stored is not None:
-            policy_kwargs = {name: value for name, value in stored.items() if name != "aux_loss"}
-            aux_loss = kwargs.get("aux_loss", stored["aux_loss"])
-            given = {**kwargs.get("policy_kwargs", policy_kwargs), "aux_loss": aux_loss}
-            check_same_network(stored, given, AttentionActorCriticPolicy)
+            check_same_network(stored, {**stored, **kwargs}, AttentionActorCriticPolicy)
         return super().load(path, *args, **kwargs)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
@@ -570,13 +568,16 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If they belong to a network with other arguments; the message says which
         """
         if not isinstance(load_path_or_dict, dict):
-            given = {**self.policy_kwargs, "aux_loss": self.aux_loss}
+            given = {"policy_kwargs": self.policy_kwargs, "aux_loss": self.aux_loss}
             check_same_network(stored_network(load_path_or_dict), given, self.policy_class)
             position = load_path_or_dict.tell() if hasattr(load_path_or_dict, "tell") else None
             _, parameters, _ = load_from_zip_file(load_path_or_dict, device="cpu", load_data=False)
             if position is not None:
                 load_path_or_dict.seek(position)
-            stored: Any = parameters.get("policy", {})
+        else:
+            parameters = load_path_or_dict
+        if exact_match and "policy" in parameters:
+            stored: Any = parameters["policy"]
             check_same_parameters(stored, self.policy.state_dict())
         super().set_parameters(load_path_or_dict, exact_match, device)
 

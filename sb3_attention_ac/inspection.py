@@ -1,6 +1,7 @@
 """Look inside a trained model: what each step of a trajectory attends to, and which value the critic gives it."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def collect_trajectory(
 
     :param model: The model
     :param env: One environment, wrapped as in training (e.g. in a frozen ``VecNormalize``)
-    :param n_steps: How many steps, W; None for a window as the model is trained on
+    :param n_steps: How many steps, W; None for a window as the model is trained on. In a longer episode steps attend to more
+        than they do in training and acting, and a warning says so
     :param deterministic: Whether to sample or use deterministic actions
     :return: One window of W steps
     :raises ValueError: If the environment is a vector of several
@@ -39,7 +41,8 @@ def collect_trajectory(
     policy = model.policy
     policy.set_training_mode(False)
     n_context = policy.architecture.n_context
-    length = n_context + policy.chunk_length if n_steps is None else n_steps
+    trained = n_context + policy.chunk_length
+    length = trained if n_steps is None else n_steps
     arguments = length, policy.observation_space, policy.action_space, policy.device
     n_landmarks, held_noise = model.rollout_buffer.n_landmarks, model.rollout_buffer.held_noise
     buffer = TrajectoryRolloutBuffer(
@@ -60,7 +63,15 @@ def collect_trajectory(
         buffer.add(obs, actions.cpu().numpy(), rewards, starts)
         obs, starts = new_obs, dones
     windows, _ = buffer.windows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), length)
-    return windows.last(length)
+    windows = windows.last(length)
+    longest = int(windows.ages.max()) + 1
+    if n_context > 0 and longest > trained:
+        warnings.warn(
+            f"An episode of {longest} steps is longer than the windows of {trained} steps that this model is trained on: its "
+            "later steps attend to more here than they do in acting. Leave n_steps out for such a window.",
+            stacklevel=3,  # past no_grad
+        )
+    return windows
 
 
 def _attending_network(policy: AttentionActorCriticPolicy, network: str) -> HistoryNetwork:

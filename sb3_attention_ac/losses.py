@@ -6,6 +6,10 @@ import torch.nn.functional as F
 from sb3_attention_ac.distributed import std_mean
 
 
+class NotFiniteError(FloatingPointError, ValueError):
+    """A loss or gradient is NaN or infinite. A ``ValueError`` too: RL Zoo's search prunes a trial that raises one."""
+
+
 def normalized(advantages: th.Tensor) -> th.Tensor:
     """
     :param advantages: A minibatch of them

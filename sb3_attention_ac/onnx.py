@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from sb3_attention_ac.aac import AttentionActorCritic
@@ -117,7 +118,9 @@ class _Actor(nn.Module):
 
 
 def _example(space: spaces.Space[Any]) -> th.Tensor:
-    return th.as_tensor(np.zeros((N_EXAMPLES, *(space.shape or ())), space.dtype))
+    """Numbers are float32, as VecNormalize and PyTorch have them; images and categories are what their space says."""
+    is_vector = isinstance(space, spaces.Box) and not is_image_space(space)
+    return th.as_tensor(np.zeros((N_EXAMPLES, *(space.shape or ())), np.float32 if is_vector else space.dtype))
 
 
 def export_onnx(
@@ -128,7 +131,8 @@ def export_onnx(
 
     Inputs, in this order:
 
-    - ``obs`` [N, \\*obs_shape], or ``obs_<key>`` for each entry of Dict observations that the actor reads
+    - ``obs`` [N, \\*obs_shape], or ``obs_<key>`` for each entry of Dict observations that the actor reads; float32, but images
+      uint8 and discrete observations as in their space
     - with a memory ``episode_start`` [N], and the state: ``state_<name>`` for each field of
       :class:`~sb3_attention_ac.networks.kv_cache.KVCache`. Begin with zeros, or with the arrays of a state of ``predict``
     - with action masks ``action_masks`` [N, mask_dim], True where an action is allowed

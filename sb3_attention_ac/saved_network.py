@@ -7,11 +7,13 @@ from numbers import Number
 from typing import Any
 
 from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.torch_layers import NatureCNN
 
 from sb3_attention_ac.argument_names import default_arguments
 from sb3_attention_ac.validation import resolve_aux_loss
 
 # What a policy is made of at first alone: parameters from a file replace it
+POLICY_KWARGS = "policy_kwargs"
 FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
 
 
@@ -43,8 +45,8 @@ def stored_network(path: Any) -> dict[str, Any] | None:
     Read without unpickling: a file may run code when its objects are loaded, which :meth:`set_parameters` does not need.
 
     :param path: A saved model: a path, or an open file, which is left where it was
-    :return: The arguments that shape its network, as far as they are plain: ``policy_kwargs``, and ``aux_loss``, which adds
-        heads. None if they cannot be read here
+    :return: The arguments that shape its network: ``aux_loss``, which adds heads, and ``policy_kwargs`` where they are plain.
+        None if they cannot be read here
     """
     position = path.tell() if hasattr(path, "tell") else None
     file = open_path(path, "r", suffix="zip")
@@ -59,9 +61,8 @@ def stored_network(path: Any) -> dict[str, Any] | None:
         else:
             path.seek(position)
     policy_kwargs = data.get("policy_kwargs")
-    if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs:
-        return None
-    return {**policy_kwargs, "aux_loss": data.get("aux_loss")}
+    known = {} if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs else {POLICY_KWARGS: policy_kwargs}
+    return {"aux_loss": data.get("aux_loss"), **known}
 
 
 def _comparable(value: Any) -> Any:
@@ -78,6 +79,18 @@ def _comparable(value: Any) -> Any:
     return (value if isinstance(value, type) else type(value)).__qualname__
 
 
+def _resolved(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the policy makes of arguments that can be written in several ways"""
+    net_arch = arguments.get("net_arch")
+    if net_arch is None:
+        net_arch = [] if arguments.get("features_extractor_class") is NatureCNN else [64, 64]  # as in SB3
+    if not isinstance(net_arch, dict):
+        net_arch = {"pi": net_arch, "vf": net_arch}
+    feedforward = arguments.get("dim_feedforward") or 2 * arguments["d_model"]
+    frames = arguments["local_window"] if arguments["memory_actor"] else None  # an MLP actor stacks none
+    return {**arguments, "net_arch": net_arch, "dim_feedforward": feedforward, "local_window": frames}
+
+
 def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], policy_class: type[Any]) -> None:
     """
     :param stored: Network arguments in a file; None if they are not known, then nothing is checked
@@ -87,11 +100,15 @@ def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], pol
     """
     if stored is None:
         return
-    defaults, differences = default_arguments(policy_class), []
-    for name in sorted({*stored, *given} - set(FIRST_VALUES)):
-        old, new = (arguments.get(name, defaults.get(name)) for arguments in (stored, given))
-        meanings = [resolve_aux_loss(value) if name == "aux_loss" else _comparable(value) for value in (old, new)]
-        if meanings[0] != meanings[1]:
-            differences.append(f"{name}: {old!r} in the file, {new!r} here")
+    differences = []
+    if resolve_aux_loss(stored["aux_loss"]) != resolve_aux_loss(given["aux_loss"]):
+        differences.append(f"aux_loss: {stored['aux_loss']!r} in the file, {given['aux_loss']!r} here")
+    if POLICY_KWARGS in stored:
+        both, defaults = (stored[POLICY_KWARGS], given[POLICY_KWARGS]), default_arguments(policy_class)
+        old, new = ({**defaults, **arguments} for arguments in both)
+        meanings = [_comparable(_resolved(arguments)) for arguments in (old, new)]
+        names = sorted({name for arguments in both for name in arguments} - set(FIRST_VALUES))
+        unequal = [name for name in names if meanings[0].get(name) != meanings[1].get(name)]
+        differences += [f"{name}: {old.get(name)!r} in the file, {new.get(name)!r} here" for name in unequal]
     if differences:
         raise ValueError(f"The network arguments differ: {'; '.join(differences)}. Use those of the file.")

@@ -5,6 +5,7 @@ processes:
     torchrun --nproc-per-node=2 -m sb3_attention_ac.train --algo aac --env HalfCheetah-v5
 
 ``n_envs`` and ``batch_size`` of the hyperparameters are those of all processes together: each gets its part.
+An entry without ``batch_size`` has the default in each.
 """
 
 import os

@@ -110,6 +110,12 @@ def test_the_network_sees_categories_not_sizes():
     assert [int(channels[i, :11, 3, 3].argmax()) for i in range(3)] == [5, 6, 1]
 
 
+def test_normalized_views_are_refused_in_words():
+    venv = make_vec_env(TASK, n_envs=2, wrapper_class=MiniGridView, seed=0)
+    with pytest.raises(ValueError, match=r"small integers, but there is -.*: VecNormalize\(norm_obs=False\)"):
+        MiniGridOneHot(venv.observation_space)(th.full((2, 147), -1.5))
+
+
 def test_sb3_leaves_it_untouched():
     venv = VecFrameStack(make_vec_env(TASK, n_envs=2, wrapper_class=MiniGridView, seed=0), 2)
     venv.reset()

@@ -114,6 +114,15 @@ def test_plot(tmp_path):
     figure.savefig(tmp_path / "attention.png")
 
 
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_an_episode_longer_than_the_windows_of_training_warns(memory_actor):
+    model = AAC("MlpPolicy", "Pendulum-v1", policy_kwargs={**TINY, "memory_actor": memory_actor}, **SMALL)
+    trained = model.policy.architecture.n_context + model.policy.chunk_length
+    with pytest.warns(UserWarning, match=rf"episode of {trained + 1} steps is longer than the windows of {trained} steps"):
+        collect_trajectory(model, model.get_env(), trained + 1)
+    collect_trajectory(model, model.get_env(), trained)
+
+
 def test_nothing_to_inspect():
     model = make_model()
     windows = collect_trajectory(model, model.get_env(), 3)

@@ -168,6 +168,7 @@ def test_a_policy_without_it_says_so():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:An episode of 200 steps is longer")
 def test_predicts_episodes_it_has_not_learned_from():
     env = make_vec_env("Pendulum-v1", n_envs=4, seed=0)
     options = {"n_steps": 256, "batch_size": 64, "learning_rate": 1e-3, "gamma": 0.9, "seed": 0, "device": "cpu"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_run import ACTION_SPACES, OBSERVATION_SPACES, SMALL, TINY, RandomEnv, policy_for
 
 from sb3_attention_ac import AAC
@@ -140,6 +140,17 @@ def test_other_spaces_of_an_mlp_actor(actions, observations, mask_dim, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, np.int64])
+def test_what_vec_normalize_returns_can_be_passed(dtype, tmp_path):
+    """It is float32, whatever the space says"""
+    space = spaces.Box(0, 100, (3,), dtype)
+    venv = VecNormalize(DummyVecEnv([lambda: RandomEnv(space, spaces.Discrete(3)) for _ in range(N_ENVS)]))
+    model = AAC("MlpPolicy", venv, policy_kwargs=TINY, **SMALL)
+    obs = venv.reset()
+    action, _ = Exported(model, tmp_path)(obs, [], np.ones(N_ENVS, dtype=bool), None)
+    np.testing.assert_array_equal(action, model.predict(obs, deterministic=True)[0])
+
+
 @pytest.mark.parametrize("memory_actor", [False, True])
 def test_images(memory_actor, tmp_path):
     """Channels first, as the model's observation space has them"""
@@ -253,5 +264,5 @@ def test_attention_q_with_keys_of_its_own_is_refused(tmp_path):
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sb3_attention_ac.onnx.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs onnx and onnxscript: pip install 'sb3_attention_ac\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"needs onnx and onnxscript: pip install '\.\[onnx\]'"):
         export_onnx(make_model(), tmp_path / "actor.onnx")

@@ -1,6 +1,7 @@
 """Quick steps of Adam are PyTorch's, to the last bit; clipping does what PyTorch's does."""
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -52,8 +53,9 @@ KINDS: list[dict[str, Any]] = [
     {"amsgrad": True},
     {"maximize": True},
     {"betas": (0.7, 0.8), "eps": 1e-3},
-    {"weight_decay": 0.1, "decoupled_weight_decay": True},
 ]
+if "decoupled_weight_decay" in inspect.signature(th.optim.Adam).parameters:  # not before PyTorch 2.7
+    KINDS.append({"weight_decay": 0.1, "decoupled_weight_decay": True})
 FUSED = [{"fused": True, **more} for more in KINDS]
 
 

@@ -114,6 +114,36 @@ def test_parameters_of_another_network_are_named(tmp_path):
     assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"net_arch": {"pi": [64, 64], "vf": [64, 64]}},
+        {"net_arch": [64, 64]},
+        {"dim_feedforward": 16},
+        {"memory_actor": False, "local_window": 2},
+    ],
+    ids=str,
+)
+def test_one_network_may_be_written_in_several_ways(tmp_path, same):
+    plain = {name: value for name, value in TINY.items() if name not in ("net_arch", "dim_feedforward", "local_window")}
+    plain["d_model"] = 8
+    AAC("MlpPolicy", random_env(), policy_kwargs=plain, **SMALL).save(tmp_path / "model.zip")
+    AAC("MlpPolicy", random_env(), policy_kwargs={**plain, **same}, **SMALL).set_parameters(tmp_path / "model.zip")
+
+
+def test_other_heads_are_named_though_the_arguments_hold_a_class(tmp_path):
+    kwargs = {**TINY, "memory_actor": True, "activation_fn": th.nn.ReLU}
+    AAC("MlpPolicy", random_env(), aux_loss=None, policy_kwargs=kwargs, **SMALL).save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="The network arguments differ: aux_loss: None in the file, 'next_step' here"):
+        AAC.load(tmp_path / "model.zip", aux_loss="next_step")
+
+
+def test_parameters_in_a_dictionary_are_checked_as_those_of_a_file():
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "d_model": 16}, **SMALL)
+    with pytest.raises(ValueError, match="The parameters are those of another network"):
+        AAC("MlpPolicy", random_env(), policy_kwargs=TINY, **SMALL).set_parameters(model.get_parameters())
+
+
 def test_what_is_loaded_warns_of_nothing(tmp_path):
     """Values that were resolved at construction are in the file; nobody gave them."""
     for policy_kwargs in (TINY, {**TINY, "memory_actor": True}, {"n_layers": 0}):

@@ -64,6 +64,15 @@ def test_each_step_shows_the_last_action_and_reward(observation_space, action_sp
     assert obs["previous_reward"] == reward == 1
 
 
+def test_a_first_observation_is_the_callers_own():
+    env = PreviousActionReward(gym.make("CartPole-v1"))
+    for _ in range(2):
+        obs, _ = env.reset(seed=0)
+        assert not obs["previous_action"].any()
+        obs["previous_action"] += 0.5
+    assert "previous_action" in gym.make(env.spec).observation_space.spaces
+
+
 def test_the_vec_wrapper_shows_the_same_as_the_wrapper():
     def make():
         return Anything(spaces.Discrete(1), spaces.Discrete(3))  # its observations are all the same

@@ -54,10 +54,8 @@ def test_with_its_own_values_a_task_is_what_it_was(task):
     env.step(env.action_space.sample())
     own = trajectory(env, options={"constants": DEFAULTS[task]})
     plain = gym.make(task, **({"enable_wind": True, "wind_power": 0, "turbulence_power": 0} if task == LANDER else {}))
-    plain.reset(seed=0)  # the wrapper resets twice when it is given a seed
+    plain.reset(seed=0)
     plain.action_space.seed(1)
-    plain.unwrapped.np_random.random(len(env.ranges))  # and draws the constants in between
-    obs, _ = plain.reset()
     rows = []
     for _ in range(len(own)):
         obs, reward, *_ = plain.step(plain.action_space.sample())
@@ -97,6 +95,28 @@ def test_cartpoles_sums_and_products_follow():
     cartpole = env.unwrapped
     assert (cartpole.masscart, cartpole.masspole, cartpole.length) == (2.0, 0.5, 1.0)
     assert (cartpole.total_mass, cartpole.polemass_length) == (2.5, 0.5)
+
+
+def test_the_seed_decides_whatever_the_environment_draws():
+    """LunarLander draws more once there is wind; and one reset is one."""
+    pytest.importorskip("Box2D")
+    env = HiddenConstants(gym.make(LANDER))
+    first, *others = [env.reset(seed=5) for _ in range(3)]
+    for obs, info in others:
+        assert info["constants"] == first[1]["constants"]
+        np.testing.assert_array_equal(obs["observation"], first[0]["observation"])
+    assert env.reset()[1]["constants"] != first[1]["constants"]
+    once = {"wrapper_class": HiddenConstants, "monitor_kwargs": {"allow_early_resets": False}}
+    make_vec_env(PENDULUM, n_envs=2, seed=0, **once).reset()
+
+
+def test_a_second_wrapper_sets_the_constants_of_the_first_one_not_their_product():
+    pytest.importorskip("mujoco")
+    env = gym.make("Hopper-v5")
+    mass = env.unwrapped.model.body_mass.copy()
+    for factor in (2.0, 3.0):
+        HiddenConstants(env, {"mass": (factor, factor)}).reset(seed=0)
+        np.testing.assert_allclose(env.unwrapped.model.body_mass, factor * mass)
 
 
 def test_wind_alone_brings_no_turbulence():

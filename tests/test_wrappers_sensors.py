@@ -103,6 +103,11 @@ def test_the_space_holds_what_is_read():
     assert all(env.observation_space.contains(obs) for obs in run(env, 20)[0])
 
 
+def test_a_number_of_groups_may_be_numpys():
+    env = FailingSensors(Counter(), groups=np.int64(2))
+    assert [group.tolist() for group in env.groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_the_seed_decides():
     def failures(seed):
         return run(FailingSensors(Counter()), 100, seed)[1]
@@ -170,7 +175,7 @@ def run_zeros(env):
 
 def test_other_observations_are_refused():
     with pytest.raises(ValueError, match="vector as observation"):
-        FailingSensors(gym.make("Taxi-v4"))
+        FailingSensors(gym.make("FrozenLake-v1"))
     for wrapper in (PositionOnly, VelocityOnly):
         with pytest.raises(ValueError, match="Hopper-v5"):
             wrapper(gym.make("Pendulum-v1"))

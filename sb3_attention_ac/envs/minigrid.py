@@ -127,7 +127,13 @@ class MiniGridOneHot(BaseFeaturesExtractor):
         """
         frames = observations.reshape(len(observations) * self.n_frames, -1).long()
         cells = frames[:, : 3 * self.width**2].reshape(-1, 3) + self.offsets
-        one_hot = th.zeros(len(cells), _N_CHANNELS, device=cells.device).scatter_(1, cells, 1.0)
+        try:
+            one_hot = th.zeros(len(cells), _N_CHANNELS, device=cells.device).scatter_(1, cells, 1.0)
+        except RuntimeError as error:
+            raise ValueError(
+                f"MiniGridOneHot reads MiniGridView's small integers, but there is {float(observations.min()):.3g} to "
+                f"{float(observations.max()):.3g}. If VecNormalize is around it: VecNormalize(norm_obs=False)."
+            ) from error
         parts = [self.conv(one_hot.reshape(-1, self.width, self.width, _N_CHANNELS).permute(0, 3, 1, 2))]
         if self.direction:
             parts.append(F.one_hot(frames[:, -1], N_DIRECTIONS).float())

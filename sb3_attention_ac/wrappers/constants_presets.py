@@ -60,17 +60,18 @@ def set_lunar_lander(env: gym.Env[Any, Any], values: Mapping[str, float]) -> Non
 
 def mujoco_setter(env: gym.Env[Any, Any]) -> Callable[[gym.Env[Any, Any], Mapping[str, float]], None]:
     """
-    :param env: An environment of Gymnasium's MujocoEnv, whose model is as it was loaded
-    :return: Multiplies what the model had when it was loaded
+    :param env: An environment of Gymnasium's MujocoEnv
+    :return: Multiplies what the model had when it was first given to this function
     """
     model: Any = env.unwrapped.model  # type: ignore[attr-defined]
-    loaded = {
+    present = {
         "gravity": (model.opt.gravity.copy(),),
         "mass": (model.body_mass.copy(), model.body_inertia.copy()),
         "friction": (model.geom_friction[:, 0].copy(),),  # of sliding
         "damping": (model.dof_damping.copy(),),
         "strength": (model.actuator_gear.copy(),),
     }
+    loaded = vars(env.unwrapped).setdefault("_loaded_constants", present)  # another wrapper may have set others since
 
     def set_constants(env: gym.Env[Any, Any], values: Mapping[str, float]) -> None:
         simulator: Any = env.unwrapped

@@ -76,6 +76,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
         self.shown = list(self.ranges) if shown is None else list(shown)
         _check_names("shown", self.shown, self.ranges)
         self.values: dict[str, float] = {}
+        self._generator = np.random.default_rng()
 
         inner = env.observation_space
         self._is_dict = isinstance(inner, spaces.Dict)
@@ -94,7 +95,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
 
     def _draw(self, given: Mapping[str, float]) -> None:
         _check_names("options['constants']", given, self.ranges)
-        self.values = {name: float(self.np_random.uniform(low, high)) for name, (low, high) in self.ranges.items()}
+        self.values = {name: float(self._generator.uniform(low, high)) for name, (low, high) in self.ranges.items()}
         self.values.update({name: float(value) for name, value in given.items()})
         privileged = [np.interp(self.values[name], self.ranges[name], (-1, 1)) for name in self.shown]
         self._privileged = np.array(privileged, dtype=np.float32)
@@ -110,12 +111,11 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
         """
         options = dict(options or {})
         given = options.pop("constants", {})
-        if seed is not None:
-            # The constants come from the environment's own generator, and have to be set before the reset that counts
-            self.env.reset(seed=seed)
+        if seed is not None:  # not the environment's: how much that draws may depend on the constants
+            (self._generator,) = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(1))
         self._draw(given)
         self._set_constants(self.env, self.values)
-        obs, info = self.env.reset(options=options or None)
+        obs, info = self.env.reset(seed=seed, options=options or None)
         return self._extend(obs), {**info, "constants": dict(self.values)}
 
     def step(self, action: Any) -> tuple[dict[str, Any], SupportsFloat, bool, bool, dict[str, Any]]:

@@ -53,7 +53,7 @@ class _Extension:
 
     def first(self, obs: Any) -> dict[str, Any]:
         """:return: The first observation of an episode: zeros for action and reward"""
-        return self.extend(obs, self.no_action, np.zeros(1, dtype=np.float32))
+        return self.extend(obs, self.no_action.copy(), np.zeros(1, dtype=np.float32))
 
 
 def from_zero(space: spaces.Space[Any]) -> spaces.Space[Any]:
@@ -68,7 +68,7 @@ def from_zero(space: spaces.Space[Any]) -> spaces.Space[Any]:
     return space
 
 
-class PreviousActionReward(gym.Wrapper[dict[str, Any], Any, Any, Any]):
+class PreviousActionReward(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.RecordConstructorArgs):
     """
     Adds the last action (one-hot if discrete) and the last reward to the observation, zeros at the start of an episode. The
     observation becomes a Dict with ``observation`` (or the entries it had), ``previous_action`` and ``previous_reward``: use
@@ -79,7 +79,8 @@ class PreviousActionReward(gym.Wrapper[dict[str, Any], Any, Any, Any]):
     """
 
     def __init__(self, env: gym.Env[Any, Any]):
-        super().__init__(env)
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
         self._extension = _Extension(env.observation_space, env.action_space)
         self.observation_space = self._extension.observation_space
 

@@ -103,7 +103,7 @@ class FailingSensors(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordCon
         """
         if groups is None:
             groups = min(4, self.n_sensors)
-        if isinstance(groups, int):
+        if isinstance(groups, (int, np.integer)):
             if not 0 <= groups <= self.n_sensors:
                 raise ValueError(f"groups={groups}: the observation has {self.n_sensors} entries.")
             return np.array_split(np.arange(self.n_sensors), groups) if groups else []
