@@ -15,7 +15,8 @@ that a machine which gets slower or faster does so for all of them. Every repeti
 what a step of an environment costs may depend on what was learned (LunarLander-v3), and that differs between runs. All
 algorithms have the same n_steps, batch size, epochs and width; A2C, without minibatches and epochs, has the n_steps of
 its own defaults. "aac-mlp" is AAC without attention. "random" steps the environments with random actions; its process has
-loaded the same libraries, so its peak memory is what the others start from.
+loaded the same libraries, so its peak memory is what the others start from. "sbx" is PPO of SBX (``pip install sbx-rl``); it
+compiles in the rollout that does not count. JAX takes all processors it finds: give all the same one, as by ``taskset -c 0``.
 
 Where observations are images the policies are convolutional. ``--bf16`` and ``--compile`` are for all algorithms: updates
 under ``torch.autocast`` with bfloat16, and networks compiled by ``torch.compile`` (in the rollout that does not count).
@@ -47,6 +48,7 @@ import numpy as np
 from throughput_tables import Measurement, Result, Setup, comparison_table, summarize, sweep_table
 
 ALGORITHMS = ("aac", "aac-mlp", "ppo", "a2c", "random", "aac-memory", "ppo_lstm")
+PEERS = ("sbx",)  # of packages that are not among this one's extras
 SWEEPS: dict[str, list[int]] = {
     "context_length": [16, 32, 64, 128, 256, 512, 1024],
     "d_model": [16, 32, 64, 128, 256],
@@ -89,6 +91,9 @@ def _make_model(setup: Setup, seed: int) -> Any:
     if setup.algo == "a2c":
         return A2C(f"{kind}Policy", env, **common)  # type: ignore[arg-type]
     common |= {"n_steps": setup.n_steps, "batch_size": setup.batch_size, "n_epochs": setup.n_epochs}
+    if setup.algo == "sbx":
+        peer: Any = importlib.import_module("sbx").PPO
+        return peer("MlpPolicy", env, **{**common, "device": "auto"})
     if setup.algo == "ppo":
         return PPO(f"{kind}Policy", env, **common)  # type: ignore[arg-type]
     network: dict[str, Any] = dict(setup.network)
@@ -287,7 +292,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", default=["CartPole-v1", "LunarLander-v3"], help="Environment IDs")
     parser.add_argument("--n-envs", nargs="+", type=int, default=[1, 8], help="Numbers of environments")
-    parser.add_argument("--algos", nargs="+", choices=ALGORITHMS, default=["aac", "ppo", "a2c", "random"])
+    parser.add_argument("--algos", nargs="+", choices=ALGORITHMS + PEERS, default=["aac", "ppo", "a2c", "random"])
     parser.add_argument("--steps", type=int, default=6_144, help="Steps of a repetition, over all environments")
     parser.add_argument("--repeats", type=int, default=5, help="Number of repetitions, with the seeds 0, 1, ...")
     parser.add_argument("--threads", type=int, default=1, help="Number of PyTorch threads")

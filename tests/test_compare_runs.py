@@ -1,5 +1,6 @@
 """Comparison: results that are there already, and real (short) runs."""
 
+import importlib
 import io
 import json
 import os
@@ -218,6 +219,24 @@ def runs_of(comparison: int) -> set[int]:
 def test_ray_gives_the_same_numbers(tmp_path: Path, uninterrupted: Path) -> None:
     pytest.importorskip("ray")
     subprocess.run(command(tmp_path, "--backend", "ray"), check=True)
+    pd.testing.assert_frame_equal(scores(tmp_path), scores(uninterrupted))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_machine_of_a_cluster_is_lost_in_the_middle(tmp_path: Path, uninterrupted: Path) -> None:
+    """Three nodes on this machine, one of them killed: its runs are done by the others, and nothing is lost."""
+    pytest.importorskip("ray")
+    cluster = importlib.import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        with subprocess.Popen(command(tmp_path, "--n-jobs", "3", "--backend", "ray", "--address", cluster.address)) as process:
+            wait_for(tmp_path, 2, process)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            assert len(list(tmp_path.glob("runs/*/*/*/result.json"))) < 12
+        assert process.returncode == 0
+    finally:
+        cluster.shutdown()
     pd.testing.assert_frame_equal(scores(tmp_path), scores(uninterrupted))
 
 
