@@ -3,12 +3,14 @@
 import argparse
 import csv
 import functools
+import importlib
 import inspect
 import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -387,3 +389,34 @@ def test_plot_training_example(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, example, "--env", "Pendulum-v1")
     assert "there is no run of Pendulum-v1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(np.__version__ < "2", reason="the agent was saved with NumPy 2")
+def test_pushing_to_the_hub(monkeypatch, tmp_path):
+    """All but the upload itself: the model card, the model that can be loaded from there, the returns"""
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return f"https://huggingface.co/{repo_id}"
+
+        def snapshot_download(self, repo_id, local_dir):
+            local_dir.mkdir(parents=True)
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            uploaded[repo_id] = folder_path
+
+    uploaded: dict[str, Path] = {}
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    theirs = importlib.import_module("huggingface_sb3.push_to_hub")
+    if not hasattr(theirs, "generate_metadata"):  # RL Zoo 2.9.2 asks for it by its old name
+        monkeypatch.setattr(theirs, "generate_metadata", theirs._generate_metadata, raising=False)
+    agents = str(ROOT / "trained_agents")
+    arguments = ["--algo", "aac", "--env", "CartPole-v1", "-f", agents, "-orga", "me", "--no-render"]
+    with pytest.warns(RuntimeWarning, match="found in sys.modules") if "rl_zoo3.push_to_hub" in sys.modules else nullcontext():
+        call(monkeypatch, lambda: runpy.run_module("rl_zoo3.push_to_hub", run_name="__main__"), *arguments)
+    folder = tmp_path / uploaded["me/aac-CartPole-v1"]
+    card = (folder / "README.md").read_text()
+    assert "# **AttentionActorCritic** Agent playing **CartPole-v1**" in card and "--algo aac --env CartPole-v1" in card
+    assert "mean_reward" in card and yaml.safe_load((folder / "results.json").read_text())["mean_reward"] == 500
+    AttentionActorCritic.load(folder / "aac-CartPole-v1.zip")
