@@ -69,8 +69,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         MLP actor, attention's is larger by the square root of two, for minibatches twice as large.
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
-    :param batch_size: Minibatch size in transitions; None for PPO's 64, with a memory actor 256 (at most the rollout), and its
-        minibatches are rounded to whole chunks of windows: neighbouring steps say much the same thing
+    :param batch_size: Minibatch size in transitions; None for PPO's 64, with a memory actor 256 (at most the rollout), whose
+        minibatches are rounded to whole chunks of steps, and larger because neighbouring steps say much the same
     :param n_epochs: Number of epochs when optimizing the losses
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
@@ -98,8 +98,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         the masked return-to-go), "prediction" (return-to-go, next observation, action and reward), "next_step" or "live" (the
         next reward and observation, from the past alone), or a list of targets ("return", "observation", "action", "reward",
         "contrastive", "next_step"). "auto": "next_step" with a memory actor, which it teaches what to remember, else None
-    :param aux_coef: lambda, its coefficient in the loss, at least 0; None for 1.0 if it is "next_step" alone, else 0.1
-    :param mask_ratio: About which share of the steps to mask, in (0, 1)
+    :param aux_coef: lambda, coefficient of its terms' mean, at least 0; None for 1.0 if it is "next_step" alone, else 0.1
+    :param mask_ratio: About what share of the steps to mask, in (0, 1)
     :param temperature: omega, temperature of the contrastive loss, greater than 0
     :param n_trajectories: How many of the most recent trajectories the self-supervised loss draws from, prior rollouts
         included; 0 for those of the last rollout. The actor-critic's losses stay on-policy.
@@ -543,7 +543,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     @classmethod
     def load(cls: type[SelfAttentionActorCritic], path: Any, *args: Any, **kwargs: Any) -> SelfAttentionActorCritic:
         """
-        Load the model from a zip-file, as in SB3. Like SB3's, it runs code that the file may hold: load files you trust alone.
+        Load the model from a zip-file, as in SB3. Like SB3's, it runs code that the file may hold: load only files you trust.
 
         :param path: The zip-file
         :param args: As in :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`

@@ -26,7 +26,7 @@ class StateUse:
     Notices two silent mistakes in ``predict`` loops: the state is not passed on, or nobody says where episodes start.
 
     contrib's ``evaluate_policy`` with action masks never passes the state on, but says where episodes start: a call with masks
-    and without a state that says that episodes go on is given the last one.
+    but without a state, whose ``episode_start`` says that episodes go on, is given the last state.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class StateUse:
 
     def note(self, state: Any, episode_start: np.ndarray | None) -> None:
         """
-        Warn, once each, after so many such calls in a row. Calls that say a new episode starts do not count.
+        Warn once of each, after ``CALLS_BEFORE_WARNING`` calls in a row. Calls that say a new episode starts do not count.
 
         :param state: What ``predict`` was given
         :param episode_start: Likewise
@@ -104,7 +104,7 @@ def _restarted(count: int) -> int:
 def acting_mode(policy: nn.Module) -> type[th.inference_mode | th.no_grad]:
     """
     :param policy: A policy that is about to act
-    :return: Inference mode, in which a step takes a fifth less time; only no gradients if a module is the user's own: a tensor
+    :return: Inference mode, in which a step takes a fifth less time; ``no_grad`` if a module is the user's own: a tensor
         that it keeps from a call could not be learned with later
     """
     own = any(type(module).__module__.split(".")[0] not in KNOWN_PACKAGES for module in policy.modules())
@@ -166,14 +166,14 @@ class MemoryActor:
     @th.no_grad()
     def prefill(self, windows: TrajectoryWindows) -> KVCache:
         """
-        :param windows: Landmarks and the last n_context steps of each environment, and after them the one to come, which is
+        :param windows: Landmarks and the last n_context steps of each environment, and the step to come, whose observation is
             not read
         :return: A cache of their last episode
         """
         cache, n, k = self.empty(len(windows.episode_ids)), self.incremental.n_before, self.incremental.n_landmarks
         cache.previous_action.copy_(windows.previous_actions[:, -1])
         cache.age.copy_(windows.ages[:, -1])
-        current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_context]
+        current = windows.episode_ids[:, :n] == windows.episode_ids[:, -1:]  # [N, n_landmarks + n_context]
         cache.start.copy_(n - current[:, k:].sum(dim=1))
         cache.landmark_ages.copy_(th.where(current[:, :k], windows.ages[:, :k], -1.0))
         if current.any():

@@ -106,9 +106,9 @@ class Architecture(ABC):
     def events(self, action_space: spaces.Space[Any], reads_rewards: bool) -> EventEncoder:
         """
         :param action_space: The action space
-        :param reads_rewards: Whether previous rewards are known: not while acting, ``predict`` has none to give
-        :return: What encodes what a step knows beside its observation. With gSDE no action and no reward: its noise is held
-            over steps, so that they tell the noise of the next action, and a value that knows it leaves no advantage
+        :param reads_rewards: Whether previous rewards are known: not while acting, as ``predict`` is given none
+        :return: Encodes what a step knows beside its observation. With gSDE neither action nor reward: its noise is held
+            over several steps, so they reveal the next action's noise, and a value that knows it leaves no advantage
         """
         return EventEncoder(action_space, not self.use_sde, reads_rewards and not self.use_sde, self.age_input)
 

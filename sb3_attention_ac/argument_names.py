@@ -1,4 +1,4 @@
-"""Names of arguments: which there are, and which was meant by one that there is not."""
+"""Names of arguments: which exist, and which was meant by one that does not."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ def closest_names(name: str, known: Iterable[str]) -> str:
 def default_arguments(made: type[Any]) -> dict[str, Any]:
     """
     :param made: A class
-    :return: Its arguments that have a default, and these; with those of its parents as far as ``**kwargs`` go to them
+    :return: Default by name of its arguments that have one, those of its parents included as far as it takes ``**kwargs``
     """
     defaults: dict[str, Any] = {}
     bases: Any = made.__mro__
@@ -42,7 +42,7 @@ def explain_unexpected_argument(
     error: TypeError, policy_kwargs: Mapping[str, Any], policy_class: type[Any], algorithm: type[Any]
 ) -> None:
     """
-    Python's word on an argument comes first: what a policy of one's own accepts is not in its signature.
+    Called after Python's own error, as a user-defined policy may accept arguments that its signature does not show.
 
     :param error: What the policy raised
     :param policy_kwargs: The keyword arguments that it was given

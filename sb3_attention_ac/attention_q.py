@@ -7,7 +7,7 @@ so that with Q := log pi_theta the deterministic action is argmax_a [Q + beta * 
 z(a) = d log pi_theta(a) / d parameters (compatible function approximation, Sutton et al. 2000), hence centred,
 E_pi[A_att] = 0, and the tilt is an offset of the logits, or of the means of a Box.
 
-To second order KL(pi' || pi_theta) = beta^2 / 2 * Var_pi[A_att]: beta is chosen so that this stays below ``KL_BOUND`` in every
+To second order KL(pi' || pi_theta) = beta^2 / 2 * Var_pi[A_att]: beta is chosen so that this is at most ``KL_BOUND`` in every
 state. A gate keeps beta at zero until predictions made before an update have agreed with the advantages that then came.
 """
 

@@ -1,7 +1,7 @@
 """
 The trajectory rollout buffer: transitions go in step by step, shuffled transitions and windows of trajectories come out.
 
-Nothing hidden is stored, so nothing goes stale: what a window needs is recomputed from raw steps.
+No hidden states are stored, so none goes stale: what a window needs is recomputed from raw steps.
 """
 
 import math
@@ -251,7 +251,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         return data.windows(rows, env, steps[:, :1] // self.chunk_length), data.actions[self.n_history + steps, env]
 
     def context(self) -> TrajectoryWindows:
-        """:return: The last n_context steps of the rollout before, and the step to come, whose observation is not known yet"""
+        """:return: Landmarks, the last n_context steps before this rollout, and the step to come, still without observation"""
         row = self.n_history
         envs = th.arange(self.n_envs, device=self.device).unsqueeze(1)
         rows = th.arange(row - self.n_context, row + 1, device=self.device).expand(self.n_envs, -1)  # [n_envs, n_context + 1]

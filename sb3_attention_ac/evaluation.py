@@ -14,7 +14,7 @@ def evaluate_actions(
     :param policy: A policy with a memory actor
     :param encoded: What its networks made of the last n steps of N windows
     :param batch: These windows
-    :return: log probabilities of the actions taken and entropy of their distributions, [N, n] each
+    :return: log probabilities of the actions taken and entropy of their distributions (None for squashed gSDE), [N, n] each
     """
     assert encoded.actor is not None
     steps = encoded.actor.latent, encoded.actor.mlp_latent, batch.action_masks, batch.logit_offsets

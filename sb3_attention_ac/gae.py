@@ -16,7 +16,7 @@ def generalized_advantages(
     A_t = sum over k of (gamma * lambda)^k * (r_{t+k} + gamma V_{t+k+1} - V_{t+k}), up to the end of the episode. With
     lambda = 0 this is the TD error, with lambda = 1 the discounted return less the value.
 
-    :param rewards: [n_steps, n_envs]; where a time limit cut an episode off, with the discounted value of its last observation
+    :param rewards: [n_steps, n_envs]; where a time limit cut an episode off, plus the discounted value of its last observation
     :param values: V_t, [n_steps, n_envs]
     :param last_values: Values of the observations after the last step, [n_envs]
     :param episode_starts: Whether a step is the first of its episode, [n_steps, n_envs]

@@ -29,7 +29,7 @@ def collect_trajectory(
 
     :param model: The model
     :param env: One environment, wrapped as in training (e.g. in a frozen ``VecNormalize``)
-    :param n_steps: How many steps, W; None for a window as the model is trained on. In a longer episode steps attend to more
+    :param n_steps: How many steps, W; None for the window length of training. In a longer episode steps attend to more
         than they do in training and acting, and a warning says so
     :param deterministic: Whether to sample or use deterministic actions
     :return: One window of W steps

@@ -2,7 +2,7 @@
 Export to ONNX: observations in, deterministic actions out, and of an actor with a memory its state in and out.
 
 The memory's step is that of :mod:`~sb3_attention_ac.networks.kv_cache`, with one difference. A graph does not branch on what
-is in a cache: each step works out what every cache becomes when it is full, and takes that where it is.
+is in a cache: each step computes what every cache would become if it were full, and uses that where it is full.
 """
 
 import copy
@@ -118,7 +118,7 @@ class _Actor(nn.Module):
 
 
 def _example(space: spaces.Space[Any]) -> th.Tensor:
-    """Numbers are float32, as VecNormalize and PyTorch have them; images and categories are what their space says."""
+    """Vectors are float32, as VecNormalize and PyTorch have them; images and categories have the dtype of their space."""
     is_vector = isinstance(space, spaces.Box) and not is_image_space(space)
     return th.as_tensor(np.zeros((N_EXAMPLES, *(space.shape or ())), np.float32 if is_vector else space.dtype))
 
@@ -134,7 +134,7 @@ def export_onnx(
     - ``obs`` [N, \\*obs_shape], or ``obs_<key>`` for each entry of Dict observations that the actor reads; float32, but images
       uint8 and discrete observations as in their space
     - with a memory ``episode_start`` [N], and the state: ``state_<name>`` for each field of
-      :class:`~sb3_attention_ac.networks.kv_cache.KVCache`. Begin with zeros, or with the arrays of a state of ``predict``
+      :class:`~sb3_attention_ac.networks.kv_cache.KVCache`. Begin with zeros (``episode_start`` True) or ``predict``'s state
     - with action masks ``action_masks`` [N, mask_dim], True where an action is allowed
 
     Outputs: ``action`` [N, \\*action_shape], as the environment takes it, and with a memory ``next_state_<name>``.

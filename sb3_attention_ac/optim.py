@@ -19,9 +19,9 @@ class _Collected(NamedTuple):
     :param parameters: The parameters
     :param averages: Of their gradients
     :param squared_averages: Of the squares of their gradients
-    :param counters: How many steps each has taken: views of the next
+    :param counters: How many steps each has taken: views of ``counts``
     :param counts: The same for all parameters of the group, [n]
-    :param steps: How many more this one is for each, 0 or 1, [n]
+    :param steps: What one step adds to each count, 0 or 1, [n]
     """
 
     parameters: list[th.Tensor]
@@ -35,7 +35,7 @@ class _Collected(NamedTuple):
 class QuickAdam:
     """
     The steps that an optimizer takes in one update. For PyTorch's fused Adam, to the last bit, but what ``step()`` collects
-    anew each time is collected once: with the 41 parameters of a memory actor a step takes a third of the time. All else is
+    anew each time is collected once: with a memory actor's 41 parameter tensors a step takes a third of the time. All else is
     left to the optimizer: another one, Adam that is not fused, amsgrad, hooks, and gradients of a GradScaler.
 
     :param optimizer: The optimizer, whose state nobody else changes during the update

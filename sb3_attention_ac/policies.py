@@ -45,7 +45,7 @@ Act = Callable[[Obs, np.ndarray, th.Tensor | None], ActorOutput]
 class AttentionActorCriticPolicy(ActorCriticPolicy):
     """
     SB3's actor-critic policy whose critic attends to the trajectory. At initialisation the critic is SB3's MLP critic: what
-    attention adds is learned, starting at zero. The actor is SB3's MLP actor; then SB3's MLP critic learns as in PPO and what
+    attention adds is learned, starting at zero. By default the actor is SB3's MLP, the MLP critic learns as in PPO, and what
     attention adds has to prove itself (:class:`~sb3_attention_ac.value_gate.ValueGate`). Or with ``memory_actor`` the actor
     attends to the trajectory as well, and MLP and attention learn as one.
 
@@ -55,7 +55,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param context_length: How many steps of its episode a step sees at least, if there are that many, at least 1; at
+    :param context_length: How many earlier steps of its episode a step sees at least, if there are as many; 1 or more. At
         most three times as many, less one (with ``memory_actor`` twice as many, less one, or 31 more)
     :param d_model: Width of a token, a multiple of ``n_heads``
     :param n_layers: Number of transformer blocks, 0 for no attention (PPO's critic)
@@ -68,7 +68,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param memory_actor: Whether the actor attends to the trajectory too
     :param share_encoder: With ``memory_actor``, one encoder for actor and critic instead of two
     :param attention_q: Whether to tilt the action distribution by an advantage read from what attention has seen, see
-        :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, ``predict`` has none to give
+        :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, as ``predict`` is given none
     :param age_input: Whether the encoder, and a memory actor's MLPs, read how many steps the episode has lasted
     :param n_landmarks: How many steps of the episode, its first ones, stay readable after they have left the context
     :param actor_keys: Which entries of Dict observations the actor reads, None for all. ``predict`` needs no others
@@ -528,7 +528,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         return self._sample(given, deterministic)[0].reshape((-1, *(self.action_space.shape or ())))
 
     def set_training_mode(self, mode: bool) -> None:
-        """:param mode: Whether what is called now learns; else it acts"""
+        """:param mode: True for training, False for acting"""
         super().set_training_mode(mode)
         if not mode:
             self.acting_mode = acting_mode(self)
@@ -546,7 +546,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
         :param observation: One observation, or one per environment
         :param state: What the last call returned; None to start without a past
-        :param episode_start: Whether each observation is the first of its episode; None for no
+        :param episode_start: Whether each observation is the first of its episode; None for no, or yes without a state
         :param deterministic: Whether or not to return deterministic actions
         :param action_masks: True where an action is allowed, [N, mask_dim] or any shape with as many entries
         :return: the actions and the next state (an MLP actor: what was given)
@@ -589,8 +589,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     def actions_for_env(self, actions: np.ndarray) -> np.ndarray:
         """
         :param actions: As sampled from the distribution, [N, *action_shape]
-        :return: As the environment takes them: unscaled (gSDE with ``squash_output``) or clipped to the bounds of a Box, from
-            the start of a Discrete space on
+        :return: As the environment takes them: unscaled (gSDE with ``squash_output``) or clipped to a Box's bounds, counted
+            from the start of a Discrete space
         """
         if not isinstance(self.action_space, spaces.Box):
             return actions if self._first_action is None else actions + self._first_action

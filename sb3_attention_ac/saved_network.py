@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from sb3_attention_ac.argument_names import default_arguments
 from sb3_attention_ac.validation import resolve_aux_loss
 
-# What a policy is made of at first alone: parameters from a file replace it
+# FIRST_VALUES: what a policy only starts from; parameters from a file replace it
 POLICY_KWARGS = "policy_kwargs"
 FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
 

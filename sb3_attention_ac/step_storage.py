@@ -1,5 +1,5 @@
 """
-Raw steps of a rollout, and of the last steps before it.
+Raw steps of a rollout, and of the last steps before it. With landmarks there is one more chunk of rows at the front.
 
     row:   0        1 ... n_context      n_context + 1 ... n_context + n_steps
            |        `---context---'      `---------- this rollout -----------'

@@ -79,7 +79,7 @@ class TrajectoryWindows(NamedTuple):
         """
         :param function: From one tensor of each of these windows to a new one
         :param others: More windows
-        :return: Windows of the new ones, without landmarks
+        :return: Windows of the new ones, with ``n_landmarks=0``
         """
         parts: list[Any] = []
         for i, part in enumerate(self[:-1]):
@@ -144,7 +144,7 @@ class CriticOutput(NamedTuple):
 
     :param values: V(h_t), [N, n]
     :param mlp_values: V_mlp(s_t), [N, n]; a memory actor's critic has no such part, there it is V(h_t)
-    :param residual: What attention adds at a gate of one, [N, n]; None for a memory actor's critic
+    :param residual: What attention adds at a gate of one, [N, n]; None with a memory actor or if attention was not asked
     """
 
     values: th.Tensor
@@ -201,7 +201,7 @@ class WindowSamples(NamedTuple):
     """
     N windows with their context, and what the losses need of their last n steps.
 
-    :param windows: Windows of n_context + n steps
+    :param windows: Windows of n_landmarks + n_context + n steps
     :param actions: [N, n, action_dim]
     :param old_values: V(h_t) before the update, [N, n]
     :param old_log_prob: [N, n]

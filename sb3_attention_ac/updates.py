@@ -20,7 +20,7 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.train_log import TrainLog
 from sb3_attention_ac.type_aliases import AuxiliaryLoss, TransitionSamples, WindowOutput, WindowSamples
 
-# Beside an MLP actor attention takes one step for so many of the MLPs'. While its gate is closed, half as many (at least one
+# With an MLP actor attention takes one step per this many of the MLPs'. While its gate is closed, half as many (at least one
 # in each epoch); a self-supervised loss needs more
 MINIBATCHES_PER_ATTENTION_STEP = 8
 MINIBATCHES_PER_STEP_GATE_CLOSED = 16
@@ -199,8 +199,8 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
 
 class MemoryActorUpdate(Update[tuple[WindowSamples, bool]]):
     """
-    Actor and critic learn from the same windows. A critic with an encoder of its own learns from every second minibatch, in
-    turns over epochs: the last minibatch of an epoch may always hold the same steps.
+    Actor and critic learn from the same windows. A critic that only the values need learns from every second minibatch, in
+    alternating over epochs: the last minibatch of an epoch may always hold the same steps.
     """
 
     @property
@@ -216,7 +216,7 @@ class MemoryActorUpdate(Update[tuple[WindowSamples, bool]]):
                 return
 
     def _may_skip_critic(self) -> bool:
-        """:return: Whether nothing but the values needs the critic (Q_att, masked prediction, a shared features extractor)"""
+        """:return: Whether only the values need the critic: no Q_att, masked prediction or shared features extractor"""
         policy = self.policy
         teaches_features = policy.share_features_extractor and any(True for _ in policy.features_extractor.parameters())
         needed = policy.attention_q is not None or policy.masked_prediction is not None or teaches_features

@@ -148,7 +148,7 @@ def check_not_overridden(policy_class: type[Any], base: type[Any]) -> None:
 
 def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """
-    :param aux_loss: None, a name of ``AUX_LOSSES``, or a list of targets
+    :param aux_loss: None, "auto", a name of ``AUX_LOSSES``, or a list of targets
     :return: What is predicted; None for "auto", which the policy resolves
     :raises ValueError: If a name is unknown
     """
@@ -287,7 +287,7 @@ def check_policy_arguments(policy: Any, policy_kwargs: Any) -> None:
 
 def check_memory_options(policy_kwargs: Mapping[str, Any], policy_class: type[Any]) -> None:
     """
-    Who switches memory off by name may leave the options of a memory actor: variants of one setting do.
+    With an explicit ``memory_actor=False`` its options may stay, as in variants of one setting.
 
     :param policy_kwargs: Keyword arguments of a policy that has no memory actor
     :param policy_class: The policy

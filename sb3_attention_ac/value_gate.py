@@ -22,8 +22,8 @@ from torch import nn
 RATE = 0.1  # weight of the last rollout in the averages
 MARGIN = 0.05  # of the advantages' variance. Chance: a rollout has few independent episodes
 QUIET = 0.02  # of the advantages' variance: next to nothing
-WARM_UP = 240  # what the past counts for is seen after 100 to 200 steps where it counts at all
-AWAKE, PERIOD = 2, 16  # rollouts: one to learn from, one to be judged on; resting costs an eighth
+WARM_UP = 240  # optimizer steps; where the past matters at all, it shows after 100 to 200
+AWAKE, PERIOD = 2, 16  # rollouts: one to learn from, one to be judged on; a resting attention costs an eighth
 
 
 class ValueGate(nn.Module):
@@ -32,7 +32,7 @@ class ValueGate(nn.Module):
     gate: th.Tensor
     explained: th.Tensor  # E[A * residual]
     square: th.Tensor  # E[residual^2]
-    n_steps: th.Tensor  # attention has learned
+    n_steps: th.Tensor  # optimizer steps that attention has taken
     n_quiet: th.Tensor  # rollouts since it was found to explain next to nothing
 
     def __init__(self) -> None:

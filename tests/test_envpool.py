@@ -102,7 +102,7 @@ def test_the_missing_extra_is_named(monkeypatch):
         raise ImportError("No module named 'envpool'")
 
     monkeypatch.setattr(adapter.importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install 'sb3_attention_ac\[envpool\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[envpool\]'"):
         EnvPoolVecEnv("CartPole-v1")
 
 

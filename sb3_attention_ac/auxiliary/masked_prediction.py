@@ -102,7 +102,7 @@ class MaskedPrediction(nn.Module):
         """
         Let the key encoder follow the critic's.
 
-        :param features_extractor: The critic's features extractor
+        :param features_extractor: The features extractor before the encoder that the critic reads
         :param mlp: The MLP before the encoder
         :param tau: 1 for a copy
         """

@@ -2,7 +2,7 @@
 Next-step prediction: from the encoder's hidden state at a step and the action to be taken, the next reward and observation.
 
 It teaches the encoder that the actor reads (a memory actor's, else the critic's) what to look up. It reads the hidden state
-itself and the present step: an MLP's latent that it read would have to serve prediction beside action or value. Unlike the
+itself and the present step, not an MLP's latent: that would have to serve prediction as well as action or value. Unlike the
 masked prediction it looks at the past alone (causal mask), so that it can be asked while acting.
 """
 
@@ -64,7 +64,7 @@ class NextStepPrediction(nn.Module):
         self, windows: TrajectoryWindows, hidden: th.Tensor, features: th.Tensor, previous_actions: th.Tensor
     ) -> dict[str, AuxiliaryLoss]:
         """
-        Learn from windows: what came after each step is written in the step behind it.
+        Learn from windows: what came after each step is stored in the step that follows it.
 
         :param windows: N windows
         :param hidden: Hidden states of their last n steps, [N, n, hidden_dim]
@@ -73,7 +73,7 @@ class NextStepPrediction(nn.Module):
         :return: Mean squared errors beside those of a guess: the mean reward, and the observation as it is; none for n = 1
         """
         n = hidden.shape[1]
-        if n == 1:  # there is no step behind
+        if n == 1:  # no step follows
             return {}
         with th.no_grad():
             features = self.features_normalizer(features[:, -n:])

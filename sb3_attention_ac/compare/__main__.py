@@ -46,14 +46,14 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--n-jobs", type=int, help="runs at the same time (default: one per physical core; Ray: per processor)")
     where.add_argument("--backend", default="local", help=f"{' or '.join(NAMES)} (default: %(default)s)")
     where.add_argument("--address", help="address of the Ray cluster (default: RAY_ADDRESS, else one on this machine)")
-    where.add_argument("--rerun-corrupt", action="store_true", help="run again what has a corrupt result file")
+    where.add_argument("--rerun-corrupt", action="store_true", help="repeat runs whose result file is corrupt")
     where.add_argument("--references", help="YAML file of own reference scores")
     where.add_argument(
         "--seconds",
         type=float,
         nargs="?",
         const=0.0,
-        help="also compare after these seconds of training (default: the quickest run's)",
+        help="also compare after this many seconds of training (no number: as many as the quickest run took)",
     )
     return parse
 

@@ -50,7 +50,7 @@ def compare(
     :param protocol: Steps, evaluations and whatever else all runs share, None for the defaults
     :param variants: Names of shipped files of variants (``"ladder"``) or paths of YAML files
     :param hyperparams: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml``, or a file, in the format of RL Zoo
-    :param first_seed: The first of the seeds: what is chosen by its results wants other seeds than those it is reported with
+    :param first_seed: The first of the seeds: settings chosen by their results should be reported with other seeds
     :param n_jobs: Runs at the same time, -1 for one per processor, None for one per physical core (Ray: per processor)
     :param backend: ``"local"`` or ``"ray"``
     :param address: Address of the Ray cluster, None for RAY_ADDRESS or a cluster on this machine

@@ -1,4 +1,4 @@
-"""Devices: refused where they are not, because Stable-Baselines3 takes the processor instead without a word."""
+"""Devices: one that is missing is refused, because Stable-Baselines3 would silently use the CPU instead."""
 
 import torch as th
 

@@ -72,7 +72,7 @@ class EvaluationCallback(BaseCallback):
         self.close()
 
     def give_up(self) -> None:
-        """The run diverged: what is left to evaluate has returns that are no numbers."""
+        """The run diverged: the remaining evaluations get returns of NaN."""
         self._stop_clock()
         nothing = self.protocol.episodes
         self._append(self.protocol.evaluations, (math.nan,) * nothing, (0,) * nothing)

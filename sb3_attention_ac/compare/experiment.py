@@ -41,8 +41,8 @@ def read_hyperparams(variant: Variant, env: str, steps: int, source: str) -> dic
     :param source: ``"zoo"``, ``"sb3"``, a folder with files ``<algo>.yml`` (RL Zoo's file for algorithms it lacks), or one
         file for whatever algorithm
     :return: Hyperparameters in the format of RL Zoo, the changes of the variant applied
-    :raises CompareError: If ``source`` is none of these, the file has no entry for the environment, or the algorithm has not
-        the policy or no policy for such observations, or the environment cannot be made
+    :raises CompareError: If ``source`` is none of these, the file has no entry for the environment, or the algorithm lacks
+        the policy or has none for such observations, or the environment cannot be made
     """
     source = variant.source or source
     hyperparams = {} if source == "sb3" else _read_file(variant.algo, env, source)
@@ -64,7 +64,7 @@ def read_hyperparams(variant: Variant, env: str, steps: int, source: str) -> dic
 
 
 def _with_numbers(hyperparams: dict[str, Any]) -> dict[str, Any]:
-    """PyYAML takes 3e-4, without a point, for a text."""
+    """PyYAML reads 3e-4, without a decimal point, as a string."""
     return {
         name: _with_numbers(value)
         if isinstance(value, dict)

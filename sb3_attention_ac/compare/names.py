@@ -120,8 +120,8 @@ def check_environment(env: str, hyperparams: Mapping[str, Any] = {}) -> Shown:
         raise CompareError(f"The environment {env!r} needs a package that is not installed: {error}") from error
     except Exception as error:
         raise CompareError(
-            f"The environment {env!r} cannot be made: {type(error).__name__}: {error}. Its arguments and wrappers "
-            "stand in its entry, as `env_kwargs` (a mapping) and `env_wrapper`, see --hyperparams and --variants."
+            f"The environment {env!r} cannot be made: {type(error).__name__}: {error}. Set its arguments and wrappers "
+            "in its entry, as `env_kwargs` (a mapping) and `env_wrapper`, see --hyperparams and --variants."
         ) from error
     shown = Shown(
         instance.observation_space, is_masking_supported(instance) and not isinstance(instance.action_space, spaces.Box)

@@ -42,7 +42,7 @@ def run(job: Job, out: Path, command: str) -> Result:
     start = time.perf_counter()
     try:
         manager.learn(model)
-        if not _is_finite(model):  # actions may still come of it: the highest of values that are no numbers is the first
+        if not _is_finite(model):  # it may still act: argmax over NaN gives an index
             raise FloatingPointError("The network's parameters are not finite.")
         callback.finish()
     except Exception as error:
@@ -50,7 +50,7 @@ def run(job: Job, out: Path, command: str) -> Result:
             raise
         # It is what came of the settings, not an accident, and would come again
         traceback.print_exc()
-        print(f"The network is beyond repair after {model.num_timesteps:,} steps: recorded as a run that diverged.")
+        print(f"The network is no longer usable after {model.num_timesteps:,} steps: recorded as a run that diverged.")
         callback.give_up()
     result = Result(
         job=job,

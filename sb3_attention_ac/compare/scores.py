@@ -67,7 +67,7 @@ def normalise(scores: pd.Series, environments: pd.Series, references: Mapping[st
     :param scores: Returns
     :param environments: Environment of each
     :param references: Reference scores by environment
-    :return: 0 for random, 1 for good; all 0 where a fallback has seen one score only: nothing has come off the lowest one.
+    :return: 0 for random, 1 for good; all 0 where there are no reference scores and all scores observed are equal.
         A run that diverged (NaN) has the lowest score of its environment here, or 0 if that is lower: left out, it would
         leave its algorithm with the runs that went well
     """

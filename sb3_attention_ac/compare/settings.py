@@ -105,7 +105,7 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """
-        :return: What makes the numbers of the run what they are: where environments are registered does not
+        :return: Whatever determines the run's numbers; which modules register environments does not
         """
         values = self.to_dict()
         del values["protocol"]["gym_packages"]

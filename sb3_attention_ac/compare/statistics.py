@@ -1,4 +1,4 @@
-"""Summaries over tasks and seeds with their uncertainty, by rliable (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)."""
+"""Summaries over tasks and seeds with uncertainty, by rliable (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)."""
 
 from collections.abc import Callable
 from itertools import combinations

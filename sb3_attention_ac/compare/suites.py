@@ -141,18 +141,18 @@ def read_results(path: Path) -> pd.DataFrame:
     """
     :param path: File with results
     :return: Its rows, see :func:`result_rows`, and other columns it has; what it does not say is NaN
-    :raises CompareError: If it cannot be read, or does not say which run ended how
+    :raises CompareError: If it cannot be read, or lacks the columns that identify a run and its final score
     """
     try:
         names = ["environment", "algorithm"]  # stay as they are: a variant may be called 16, or nan
         others = {name: ["", "nan"] for name in pd.read_csv(path, nrows=0).columns if name not in names}
         there = pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=others)
     except (OSError, ValueError) as error:
-        raise CompareError(f"{path} cannot be read as CSV ({error}); mend it, or move it away.") from error
+        raise CompareError(f"{path} cannot be read as CSV ({error}); correct it, or move it away.") from error
     if missing := {*KEY, "final"} - set(there.columns):
-        raise CompareError(f"{path} has no column {', '.join(sorted(missing))}; mend it, or move it away.")
+        raise CompareError(f"{path} has no column {', '.join(sorted(missing))}; correct it, or move it away.")
     if there.duplicated(KEY).any():
-        raise CompareError(f"{path} has two rows of one environment, algorithm and seed; mend it, or move it away.")
+        raise CompareError(f"{path} has two rows of one environment, algorithm and seed; correct it, or move it away.")
     return there.reindex(columns=[*COLUMNS, *there.columns.difference(COLUMNS, sort=False)])
 
 

@@ -54,7 +54,7 @@ def _line(cells: Sequence[str]) -> str:
 def number(value: float) -> str:
     """
     :param value: Any number
-    :return: Four significant digits at most, none after the point from 100 upwards
+    :return: Three significant digits; from 100 upwards a whole number, with separators of thousands
     """
     if pd.isna(value):
         return MISSING

@@ -23,7 +23,7 @@ class Maze(gym.Env[np.ndarray, np.int64]):
 
     def __init__(self, render_mode: str | None = None):
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r}: has to be None or 'rgb_array'.")
+            raise ValueError(f"render_mode={render_mode!r} was given, but it must be None or 'rgb_array'.")
         self.render_mode = render_mode
 
     def _picture(self) -> np.ndarray:

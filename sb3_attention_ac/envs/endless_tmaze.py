@@ -14,17 +14,17 @@ class EndlessTMaze(Maze):
     """
     The Endless T-Maze of Shchendrigin et al. 2026, "Memory Retention Is Not Enough to Master Memory Tasks in Reinforcement
     Learning" (https://arxiv.org/abs/2601.15086): ``n_corridors`` T-mazes in a row. The first cell of each shows a cue, left
-    or right, that replaces all cues before it. At the end of the corridor the agent has to turn that way: a right turn leads
+    or right, that replaces all cues before it. At the end of the corridor the agent must turn that way: the correct turn leads
     to the first cell of the next corridor, a wrong one ends the episode.
 
     - Observation: float32 [3]. (x / ``corridor_length``, cue left, cue right), with x the cell in the present corridor,
       from 0 to its length. The cue is 1 in the first cell only.
     - Action: 0 forward, 1 left, 2 right.
-    - Reward: ``goal_reward`` for the right turn; ``wrong_reward`` for any other action at a junction; ``idle_reward`` for a
+    - Reward: ``goal_reward`` for the correct turn; ``wrong_reward`` for any other action at a junction; ``idle_reward`` for a
       turn within a corridor, which moves nothing; 0 for a step forward.
-    - End: terminated by a wrong turn or after the last corridor; truncated after ``6 * (corridor_length + 1) * n_corridors``
+    - End: terminated by failing a junction or passing the last; truncated after ``6 * (corridor_length + 1) * n_corridors``
       steps. ``info["is_success"]`` then tells if all corridors were passed, ``info["corridors_passed"]`` how many.
-    - Return: ``n_corridors`` for remembering. Who forgets passes a corridor with probability 1/2.
+    - Return: ``n_corridors`` for remembering. An agent that forgets passes each corridor with probability 1/2.
 
     With ``lengths="uniform"`` each corridor has a length of its own, drawn from 1 to ``corridor_length``. The observation does
     not show where it ends: the agent has to try its turn, at a small price, and go forward if nothing came of it. The paper's
@@ -37,7 +37,7 @@ class EndlessTMaze(Maze):
     :param n_corridors: Number of corridors, at least 1; with 1 it is a T-maze
     :param corridor_length: Length of a corridor, or of the longest one, at least 1
     :param lengths: "fixed": all corridors have the length ``corridor_length``; "uniform": each is drawn from 1 to that
-    :param goal_reward: Reward for a right turn
+    :param goal_reward: Reward for a correct turn
     :param wrong_reward: Reward for a wrong turn, or for going forward at a junction
     :param idle_reward: Reward for a turn where there is none
     :param relative_position: Divide the position by the present corridor's length instead of the longest one's
@@ -59,9 +59,9 @@ class EndlessTMaze(Maze):
         super().__init__(render_mode)
         for name, value in (("n_corridors", n_corridors), ("corridor_length", corridor_length)):
             if value < 1:
-                raise ValueError(f"{name}={value}: has to be at least 1.")
+                raise ValueError(f"{name}={value} was given, but it must be at least 1.")
         if lengths not in ("fixed", "uniform"):
-            raise ValueError(f"lengths={lengths!r}: has to be 'fixed' or 'uniform'.")
+            raise ValueError(f"lengths={lengths!r} was given, but it must be 'fixed' or 'uniform'.")
         self.n_corridors, self.corridor_length, self.lengths = n_corridors, corridor_length, lengths
         self.goal_reward, self.wrong_reward, self.idle_reward = goal_reward, wrong_reward, idle_reward
         self.relative_position = relative_position

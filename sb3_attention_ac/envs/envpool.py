@@ -112,7 +112,7 @@ class EnvPoolVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """:raises NotImplementedError: The environments are C++ objects"""
-        raise NotImplementedError(f"An environment of EnvPool has no method {method_name!r} to call.")
+        raise NotImplementedError(f"An environment of EnvPool has no method {method_name!r} to call: use Gymnasium's.")
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None

@@ -32,9 +32,9 @@ class GridTMaze(base.Maze):
     - Observation: float32 [9 * 5], one-hot over :data:`TILES` of the 3 x 3 cells in front of the agent, row by row, farthest
       row first. The agent is in the middle of the last row; walls do not hide anything.
     - Action: 0 forward, 1 turn right, 2 turn left. A step into a wall does nothing.
-    - Reward: 1 on the ? of the right colour, else 0.
+    - Reward: 1 on the ? of the matching colour, else 0.
     - End: terminated on either ?; truncated after ``5 * (corridor_length + 2) ** 2`` steps, as MiniGrid's memory task is.
-      ``info["is_success"]`` then tells if the colour was the right one.
+      ``info["is_success"]`` then tells if the colour was the matching one.
     - Random actions need thousands of steps for one episode: with a corridor of 64 this tests exploration too.
 
     :param corridor_length: Number of cells of the corridor, C and the junction among them, at least 3; the source has 8 to
@@ -47,7 +47,7 @@ class GridTMaze(base.Maze):
     def __init__(self, corridor_length: int = 64, max_steps: int | None = None, render_mode: str | None = None):
         super().__init__(render_mode)
         if corridor_length < 3:
-            raise ValueError(f"corridor_length={corridor_length}: with less than 3 cells the cue is seen from the junction.")
+            raise ValueError(f"corridor_length={corridor_length}: must be at least 3, or the cue is seen from the junction.")
         self.corridor_length = corridor_length
         self.max_steps = 5 * (corridor_length + 2) ** 2 if max_steps is None else max_steps
         self.observation_space = spaces.Box(0.0, 1.0, (9 * len(TILES),), dtype=np.float32)

@@ -8,7 +8,7 @@ Breakout-v1, Freeway-v1, Seaquest-v1 and SpaceInvaders-v1 (v0: with all six acti
       policy: CnnPolicy
       policy_kwargs: "dict(features_extractor_class=importlib.import_module('sb3_attention_ac.envs.minatar').MinAtarCNN)"
 
-It needs ``pip install minatar``. Sticky actions (one in ten) and rising difficulty are on, as in the paper.
+It needs ``pip install minatar``. Sticky actions (one in ten) and difficulty ramping are on, as in the paper.
 """
 
 import importlib

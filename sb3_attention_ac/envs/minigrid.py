@@ -88,7 +88,7 @@ class MiniGridOneHot(BaseFeaturesExtractor):
     :param features_dim: Number of features
     :param n_filters: Number of filters of the two layers
     :param n_frames: Number of views in an observation, of ``VecFrameStack`` (``frame_stack`` in RL Zoo)
-    :raises ValueError: If the observation is not one, or not of so many views
+    :raises ValueError: If the observation is not that of ``n_frames`` square views
     """
 
     def __init__(

@@ -20,11 +20,11 @@ class NoisyTMaze(Maze):
     with ``show_position=True`` it is ``SimplerTMazeWDistractors``, the one of the published settings.
 
     - Observation: float32 of 0 and 1. Three bits, 011 or 110 in the first step (turn up or down), 101 in the corridor, 010 at
-      the junction; then the noise, 0 in the first step, drawn anew in each other one. With ``show_position``: two bits, 01 or
+      the junction; then the noise, 0 in the first step, drawn anew in every later one. With ``show_position``: two bits, 01 or
       10 in the first step, 00 later; the position in eight bits of Gray code; then the noise.
     - Action: 0 up, 1 down, 2 left, 3 right. Up and down move only at the junction, left and right only before it.
-    - Reward: 4 for the right turn, -1 for the wrong one, -0.1 for any other step.
-    - End: terminated by a turn at the junction; ``info["is_success"]`` then tells if it was the right one. Truncated after
+    - Reward: 4 for the correct turn, -1 for the wrong one, -0.1 for any other step.
+    - End: terminated by a turn at the junction; ``info["is_success"]`` then tells if it was the correct one. Truncated after
       ``max_steps``.
     - Return: ``4 - 0.1 * (corridor_length - 1)`` for remembering; 2.5 less on average for guessing.
 
@@ -48,9 +48,9 @@ class NoisyTMaze(Maze):
         super().__init__(render_mode)
         longest = 2**_POSITION_BITS if show_position else None
         if corridor_length < 2 or (longest and corridor_length > longest):
-            raise ValueError(f"corridor_length={corridor_length}: has to be at least 2, and at most 256 with show_position.")
+            raise ValueError(f"corridor_length={corridor_length}: must be at least 2, and at most 256 with show_position.")
         if n_noise < 0:
-            raise ValueError(f"n_noise={n_noise}: has to be 0 or more.")
+            raise ValueError(f"n_noise={n_noise} was given, but it must be at least 0.")
         self.corridor_length, self.n_noise = corridor_length, n_noise
         self.show_position, self.max_steps = show_position, max_steps
         n_bits = (2 + _POSITION_BITS if show_position else 3) + n_noise

@@ -2,7 +2,7 @@
 Action distributions as functions of logits or means: samples, log probabilities and entropies, with masks of allowed actions.
 
 The formulas are those of SB3's distributions and contrib's ``MaskableCategorical``; no distribution object is made for a step,
-which takes a tenth less of a whole run, and nothing is checked by a setting of the whole process.
+which saves a tenth of a run's time, and validation does not depend on a setting of the whole process.
 """
 
 import math
@@ -71,7 +71,7 @@ class Categoricals:
         return sum(self.sizes)
 
     def grouped(self, parameters: th.Tensor) -> th.Tensor:
-        """:return: One number for each parameter, [N, n_parameters], as [N, n_groups, most]; zeros where there is none"""
+        """:return: [N, n_parameters] as [N, n_groups, most], padded with zeros; ``most`` is the size of the largest group"""
         if self.is_binary:
             parameters = F.pad(parameters.unsqueeze(-1), (1, 0)).flatten(-2)  # [N, n] -> [N, 2 n]
         return self._grouped(parameters, 0.0)
@@ -92,7 +92,7 @@ class Categoricals:
         return list(zip(flat.split(self.sizes, dim=-1), self.sizes, strict=True))
 
     def log_probs(self, given: ActionParameters) -> th.Tensor:
-        """:return: log probability of each category, [N, n_groups, most]; of categories that are not allowed about -1e8"""
+        """:return: log probability of each category, [N, n_groups, most]; about -1e8 for forbidden ones, -inf for padding"""
         logits = given.parameters
         if self.is_binary:
             logits = F.pad(logits.unsqueeze(-1), (1, 0)).flatten(-2)  # [N, n] -> [N, 2 n]
@@ -115,7 +115,7 @@ class Categoricals:
 
     @staticmethod
     def _chosen(log_probs: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """:return: log probability of actions [N, n_groups], [N]"""
+        """:return: log probability [N] of actions [N, n_groups]"""
         chosen = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # [N, n_groups, 1] -> [N, n_groups]
         return chosen.squeeze(-1) if chosen.shape[-1] == 1 else chosen.sum(dim=-1)
 
@@ -227,7 +227,7 @@ def as_sb3_distribution(
 def forbids_actions(env: VecEnv) -> bool:
     """
     :param env: Parallel environments
-    :return: Whether they say which actions are allowed; what has this name beside continuous actions is something else
+    :return: Whether they provide action masks; with continuous actions, a method of that name is taken for something else
     """
     return is_masking_supported(env) and not isinstance(env.action_space, spaces.Box)
 
@@ -256,7 +256,7 @@ def check_masks(masks: object, distribution: ActionDistribution, n: int, device:
     if not possible.all():
         row = int((~possible.all(dim=-1)).nonzero()[0])
         raise ValueError(
-            f"The action mask of environment {row} allows no action: at least one has to be allowed in each step."
+            f"The action mask of environment {row} allows no action: allow at least one in each action dimension."
         )
     return allowed
 

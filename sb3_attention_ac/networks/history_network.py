@@ -95,12 +95,12 @@ class HistoryNetwork(nn.Module):
         :param episode_ids: [N, W]
         :param ages: [N, W]
         :param n_landmarks: How many of the W steps, the first ones, are landmarks
-        :return: What the MLP reads, [N, W, F * n_frames] and the age
+        :return: What the MLP reads, [N, W, F * n_frames], with ``reads_age`` [N, W, F * n_frames + 2]
         """
         return self.with_age(stack_frames(features, episode_ids, self.n_previous, n_landmarks), ages)
 
     def with_age(self, frames: th.Tensor, ages: th.Tensor) -> th.Tensor:
-        """:return: Stacked frames [..., D] and what the MLP reads of ages [...]"""
+        """:return: Stacked frames, [..., D], with ``reads_age`` followed by the encoded ages, [..., D + 2]"""
         return th.cat([frames, encode_ages(ages)], dim=-1) if self.reads_age else frames
 
     def combine(self, mlp_latent: th.Tensor, hidden: th.Tensor | None) -> EncoderOutput:

@@ -29,8 +29,8 @@ class LayerCache(Protocol):
 def cached(function: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
     """
     :param function: Makes a tensor that depends on its arguments alone
-    :return: The same, but the latest tensors are kept, whatever mode they are made in: in inference mode they could not be
-        learned with later, and what is made while compiling is none
+    :return: The same with its latest results cached. They are made outside inference mode, as inference tensors cannot take
+        part in training later; nothing is cached while compiling, when results are not real tensors
     """
     kept = lru_cache(maxsize=8)(th.inference_mode(False)(function))
 
@@ -94,13 +94,13 @@ def _apply_real_rotary(x: th.Tensor, rotary: th.Tensor) -> th.Tensor:
 
 @cached
 def _not_later(n_queries: int, width: int, device: th.device) -> th.Tensor:
-    """:return: Whether a step is not later than that of the last ``n_queries`` which asks, [n_queries, width]"""
+    """:return: [n_queries, width], True where the key's step is not later than the query's (the last ``n_queries`` steps)"""
     return th.ones((n_queries, width), dtype=th.bool, device=device).tril(width - n_queries)
 
 
 @cached
 def _itself(n_queries: int, width: int, device: th.device) -> th.Tensor:
-    """:return: Whether a step is that of the last ``n_queries`` which asks, [n_queries, width]"""
+    """:return: [n_queries, width], True where key and query (the last ``n_queries`` steps) are the same step"""
     return th.eye(width, dtype=th.bool, device=device)[-n_queries:]
 
 
@@ -112,7 +112,7 @@ def attention_mask(
     ones. A step always sees itself, so that no row of the mask is empty.
 
     :param episode_ids: [N, W]
-    :param n_queries: How many of the last steps ask
+    :param n_queries: How many of the last steps are queries
     :param causal: False to see the whole episode (never for values: the future depends on the action being judged)
     :param noise_ids: With gSDE, [N, W]: a step then sees, beside itself, only steps before its noise was sampled
     :return: True where attention is allowed, [N, 1, n_queries, W]
@@ -173,9 +173,9 @@ class Block(nn.Module):
         :param x: [N, T, d_model]
         :param rotary: Of the T positions, see :func:`rotary_frequencies`
         :param mask: True where attention is allowed, or :func:`additive`, [N, 1, n_queries, S]; S = T without a cache
-        :param n_queries: How many of the last tokens ask, None for all
+        :param n_queries: How many of the last tokens are queries, None for all
         :param cache: Holds keys and values of earlier tokens, and takes in those of these
-        :return: The tokens that asked, [N, n_queries, d_model]
+        :return: The tokens that are queries, [N, n_queries, d_model]
         """
         queries, keys, values = self.queries_keys_values(x, rotary)
         if cache is not None:
@@ -231,7 +231,7 @@ class TrajectoryEncoder(nn.Module):
         """
         :param latent: [N, T, latent_dim]
         :param events: [N, T, event_dim]
-        :return: Tokens, [N, T, d_model]. Finite, and so are the gradients of the projections: a masked step has a weight of
+        :return: Tokens, [N, T, d_model]. Finite (NaN, infinity become 0), and so are gradients: a masked step has a weight of
             zero, and zero times NaN is NaN. Where a step is not finite itself, its own MLP says so
         """
         tokens: th.Tensor = self.input_proj(latent.nan_to_num(0.0, 0.0, 0.0))

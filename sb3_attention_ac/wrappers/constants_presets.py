@@ -61,7 +61,7 @@ def set_lunar_lander(env: gym.Env[Any, Any], values: Mapping[str, float]) -> Non
 def mujoco_setter(env: gym.Env[Any, Any]) -> Callable[[gym.Env[Any, Any], Mapping[str, float]], None]:
     """
     :param env: An environment of Gymnasium's MujocoEnv
-    :return: Multiplies what the model had when it was first given to this function
+    :return: A setter that multiplies the values which the model had when it was first given to this function
     """
     model: Any = env.unwrapped.model  # type: ignore[attr-defined]
     present = {

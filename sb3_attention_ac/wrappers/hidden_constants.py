@@ -6,7 +6,7 @@ Common environments are known by name::
     env = HiddenConstants(gym.make("Pendulum-v1"))  # gravity, mass, length
     env = HiddenConstants(gym.make("Hopper-v5"), {"friction": (0.5, 1.5)})  # friction alone, as a factor
 
-For a simulator of your own, write one function that puts values into it, and say from where to where they go::
+For a simulator of your own, write one function that puts values into it, and give the range of each::
 
     def set_constants(env, values):
         env.unwrapped.simulator.payload = values["payload"]
@@ -47,7 +47,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
     :param ranges: Low and high end for each constant by name; None: those of the environment's preset
     :param set_constants: Puts values into the simulator, before the environment's ``reset()``; called with the environment
         and a value for each name in ``ranges``. None: that of the environment's preset
-    :param shown: Names to show under ``privileged``; None: all. Those left out are drawn as well, but nobody is told
+    :param shown: Names to show under ``privileged``; None: all. Those left out are drawn as well, but only ``info`` has them
     :raises ValueError: If there is no preset, a name is not known, a range is empty, or the observation has such an entry
     """
 
@@ -67,7 +67,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
             self._set_constants: SetConstants = preset.set_constants
         else:
             if not ranges:
-                raise ValueError("set_constants needs ranges: say from where to where each constant goes.")
+                raise ValueError("set_constants needs ranges: pass ranges={'name': (low, high)} for each constant.")
             self._set_constants = set_constants
         for name, (low, high) in ranges.items():
             if not low <= high:
@@ -107,7 +107,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
         :param seed: Seed of this and all following episodes, constants included
         :param options: Options of the environment; ``constants``: values for this episode instead of drawn ones
         :return: The first observation and its information, with all constants
-        :raises ValueError: If a given constant is not in ``ranges``
+        :raises ValueError: If ``ranges`` has no constant of a given name
         """
         options = dict(options or {})
         given = options.pop("constants", {})

@@ -69,12 +69,12 @@ class FailingSensors(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordCon
         space = _box(env, "FailingSensors")
         for name, value in (("fail", fail), ("group_fail", group_fail)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: has to be from 0 to 1.")
+                raise ValueError(f"{name}={value} was given, but it must be from 0 to 1.")
         for name, value in (("recover", recover), ("group_recover", group_recover)):
             if not 0 < value <= 1:
-                raise ValueError(f"{name}={value}: has to be above 0 and at most 1, or what fails would never come back.")
+                raise ValueError(f"{name}={value}: must be above 0 and at most 1, or what fails would never come back.")
         if failed not in ("zero", "hold"):
-            raise ValueError(f"failed={failed!r}: has to be 'zero' or 'hold'.")
+            raise ValueError(f"failed={failed!r} was given, but it must be 'zero' or 'hold'.")
         self.n_sensors = space.shape[0]
         self.groups = self._make_groups(groups)
         # Sensors first, groups behind them: one draw for all chains. Entries without a group have a last one, always up
@@ -105,7 +105,7 @@ class FailingSensors(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordCon
             groups = min(4, self.n_sensors)
         if isinstance(groups, (int, np.integer)):
             if not 0 <= groups <= self.n_sensors:
-                raise ValueError(f"groups={groups}: the observation has {self.n_sensors} entries.")
+                raise ValueError(f"groups={groups}: use 0 to one per entry; the observation has {self.n_sensors} entries.")
             return np.array_split(np.arange(self.n_sensors), groups) if groups else []
         indices = [np.array(group, dtype=int) for group in groups]
         together = np.concatenate(indices) if indices else np.zeros(0, dtype=int)
