@@ -1,5 +1,5 @@
 """
-Write the tables of README.md, docs/results and docs/zoo.md from the last returns of single runs (benchmarks/*/*.csv).
+Write the tables of README.md, docs/results, docs/zoo.md and docs/scale.md from the last returns of single runs (benchmarks/*/*.csv).
 
     python benchmarks/last_returns.py
 
@@ -29,7 +29,7 @@ import pandas as pd
 
 BENCHMARKS = Path(__file__).parent
 DOCS = BENCHMARKS.parent / "docs"
-PAGES = [DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")), DOCS / "zoo.md"]
+PAGES = [DOCS.parent / "README.md", *sorted((DOCS / "results").glob("*.md")), DOCS / "zoo.md", DOCS / "scale.md"]
 TABLE = re.compile(
     r"(<!-- table: (\S+) suite=(\S+) rows=(task|variant)(?: tasks=(\S+))? -->\n).*?(<!-- end of table -->)", flags=re.DOTALL
 )
@@ -39,6 +39,7 @@ HIGHLIGHTS = re.compile(r"(<!-- highlights -->\n).*?(<!-- end of table -->)", fl
 LABELS = {
     "aac": "AAC",
     "aac-zoo": "AAC, zoo entry",
+    "aac-two-ranks": "AAC, two processes",
     "aac-reward": "AAC with `PreviousActionReward`",
     "ppo": "PPO",
     "ppo-same": "PPO, AAC's setting",

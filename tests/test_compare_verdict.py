@@ -162,6 +162,8 @@ def test_few_seeds_have_no_bold_one() -> None:
     for seeds in (4, 5):
         _, runs, references = tables(make_results(seeds), REFERENCES)
         assert bool(task_table(runs, "final", "", "").best) == (seeds == 5)
+        alone = runs[runs["algorithm"] == runs["algorithm"].iloc[0]]
+        assert not task_table(alone, "final", "", "").best  # nothing to be better than
         assert bool(summary_table(summaries(runs), runs, references).best) == (seeds == 5)
 
 

@@ -145,7 +145,8 @@ def task_table(runs: pd.DataFrame, column: str, title: str, note: str) -> Table:
         known = [cells.get((env, algorithm)) for algorithm in algorithms]
         rows.append([str(env), *(MISSING if row is None else _task_cell(row) for row in known)])
         # As they are shown; the mean of what is left of an algorithm that diverges is not the best
-        few = any(row is not None and row["seeds"] < FEW_SEEDS for row in known)
+        there = [row for row in known if row is not None]
+        few = len(there) < 2 or any(row["seeds"] < FEW_SEEDS for row in there)
         values.append([float("nan") if few or row is None or row["diverged"] else _shown(row["mean"]) for row in known])
     # The best of a row, here
     best = _best(pd.DataFrame(values).T.to_numpy().tolist(), [1] * len(rows))
