@@ -1,5 +1,5 @@
 """
-Write the tables of README.md, docs/results, docs/zoo.md and docs/scale.md from the last returns of single runs (benchmarks/*/*.csv).
+Write the tables of README.md, docs/results, docs/zoo.md and docs/scale.md from single runs (benchmarks/*/*.csv).
 
     python benchmarks/last_returns.py
 
