@@ -12,8 +12,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from sb3_attention_ac.argument_names import default_arguments
 from sb3_attention_ac.validation import resolve_aux_loss
 
-# FIRST_VALUES: what a policy only starts from; parameters from a file replace it
-POLICY_KWARGS = "policy_kwargs"
+# What a policy only starts from: parameters from a file replace it
 FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
 
 
@@ -61,8 +60,10 @@ def stored_network(path: Any) -> dict[str, Any] | None:
         else:
             path.seek(position)
     policy_kwargs = data.get("policy_kwargs")
-    known = {} if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs else {POLICY_KWARGS: policy_kwargs}
-    return {"aux_loss": data.get("aux_loss"), **known}
+    arguments = {"aux_loss": data.get("aux_loss")}
+    if isinstance(policy_kwargs, dict) and ":serialized:" not in policy_kwargs:
+        arguments["policy_kwargs"] = policy_kwargs
+    return arguments
 
 
 def _comparable(value: Any) -> Any:
@@ -103,12 +104,12 @@ def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], pol
     differences = []
     if resolve_aux_loss(stored["aux_loss"]) != resolve_aux_loss(given["aux_loss"]):
         differences.append(f"aux_loss: {stored['aux_loss']!r} in the file, {given['aux_loss']!r} here")
-    if POLICY_KWARGS in stored:
-        both, defaults = (stored[POLICY_KWARGS], given[POLICY_KWARGS]), default_arguments(policy_class)
-        old, new = ({**defaults, **arguments} for arguments in both)
-        meanings = [_comparable(_resolved(arguments)) for arguments in (old, new)]
-        names = sorted({name for arguments in both for name in arguments} - set(FIRST_VALUES))
-        unequal = [name for name in names if meanings[0].get(name) != meanings[1].get(name)]
-        differences += [f"{name}: {old.get(name)!r} in the file, {new.get(name)!r} here" for name in unequal]
+    if "policy_kwargs" in stored:
+        defaults = default_arguments(policy_class)
+        old, new = ({**defaults, **arguments["policy_kwargs"]} for arguments in (stored, given))
+        meant_then, meant_here = (_comparable(_resolved(arguments)) for arguments in (old, new))
+        for name in sorted({*stored["policy_kwargs"], *given["policy_kwargs"]} - set(FIRST_VALUES)):
+            if meant_then.get(name) != meant_here.get(name):
+                differences.append(f"{name}: {old.get(name)!r} in the file, {new.get(name)!r} here")
     if differences:
         raise ValueError(f"The network arguments differ: {'; '.join(differences)}. Use those of the file.")

@@ -199,7 +199,7 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
 
 class MemoryActorUpdate(Update[tuple[WindowSamples, bool]]):
     """
-    Actor and critic learn from the same windows. A critic that only the values need learns from every second minibatch, in
+    Actor and critic learn from the same windows. A critic that only the values need learns from every second minibatch,
     alternating over epochs: the last minibatch of an epoch may always hold the same steps.
     """
 

@@ -36,6 +36,7 @@ HYPERPARAMS: dict[str, dict[str, Any]] = yaml.safe_load(zoo.hyperparams_path().r
 PACKAGES = {"CarRacing": "cv2", "Bullet": "pybullet_envs_gymnasium", "MiniGrid": "minigrid", "popgym": "popgym"}
 # Fully observable, with a memory actor because that was found to be better there
 MEMORY_WITHOUT_NEED = ("MountainCarContinuous-v0",)
+NEEDS_NUMPY_2 = pytest.mark.skipif(np.__version__ < "2", reason="the agents were saved with NumPy 2")
 SHORT = ["--env", "CartPole-v1", "--seed", "1", "-n", "64"]
 SHORT += ["-params", "n_envs:2", "n_steps:16", "batch_size:16", "n_epochs:1"]
 
@@ -221,7 +222,7 @@ def test_section_trains(env_id):
     assert any((before[name] != value).any() for name, value in model.policy.named_parameters())
 
 
-@pytest.mark.skipif(np.__version__ < "2", reason="the agents were saved with NumPy 2")
+@NEEDS_NUMPY_2
 @pytest.mark.parametrize("folder", sorted((ROOT / "trained_agents" / "aac").iterdir()), ids=lambda folder: folder.name)
 def test_trained_agent_plays(monkeypatch, capsys, folder):
     env_id = folder.name.rpartition("_")[0]
@@ -392,7 +393,7 @@ def test_plot_training_example(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(np.__version__ < "2", reason="the agent was saved with NumPy 2")
+@NEEDS_NUMPY_2
 def test_pushing_to_the_hub(monkeypatch, tmp_path):
     """All but the upload itself: the model card, the model that can be loaded from there, the returns"""
 

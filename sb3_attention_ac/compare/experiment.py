@@ -63,16 +63,11 @@ def read_hyperparams(variant: Variant, env: str, steps: int, source: str) -> dic
     return {**hyperparams, "policy": name if is_known else policy_name(variant.algo, space), "n_timesteps": steps}
 
 
-def _with_numbers(hyperparams: dict[str, Any]) -> dict[str, Any]:
+def _with_numbers(value: Any) -> Any:
     """PyYAML reads 3e-4, without a decimal point, as a string."""
-    return {
-        name: _with_numbers(value)
-        if isinstance(value, dict)
-        else float(value)
-        if isinstance(value, str) and NUMBER.fullmatch(value)
-        else value
-        for name, value in hyperparams.items()
-    }
+    if isinstance(value, dict):
+        return {name: _with_numbers(part) for name, part in value.items()}
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
 def _check_observations(space: Space[Any], algo: str, env: str) -> None:

@@ -44,7 +44,8 @@ def plan(
     for env, own in (with_own_steps(env, protocol) for env in envs):
         if protocols.setdefault(env, own) != own:
             raise CompareError(f"{env} was given with {protocols[env].steps} and with {own.steps} steps; give it once.")
-    check_known(protocols)
+    for env in protocols:
+        check_known(env)
     hyperparams = {
         (variant.name, env): read_hyperparams(variant, env, own.steps, source)
         for env, own in protocols.items()

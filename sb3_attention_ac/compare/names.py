@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
-from gymnasium import spaces
 
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 
@@ -71,20 +70,20 @@ def register_environments(gym_packages: Iterable[str] = ()) -> None:
             importlib.import_module(module)
 
 
-def check_known(envs: Iterable[str]) -> None:
+def check_known(env: str) -> None:
     """
-    :param envs: Ids of environments
-    :raises CompareError: If one is not known (offers the closest names) or its package is missing (says which)
+    :param env: Id of an environment
+    :raises CompareError: If it is not known (offers the closest names) or its package is missing (says which)
     """
-    for env in envs:
-        if env not in gym.registry:
-            for pattern, module, package in SOURCES:
-                if re.match(pattern, env) and importlib.util.find_spec(module) is None:
-                    raise CompareError(
-                        f"The environment {env!r} comes with the package {package!r}, which is not installed; "
-                        f"run `pip install {package}`."
-                    )
-            raise unknown_name("environment", env, gym.registry)
+    if env in gym.registry:
+        return
+    for pattern, module, package in SOURCES:
+        if re.match(pattern, env) and importlib.util.find_spec(module) is None:
+            raise CompareError(
+                f"The environment {env!r} comes with the package {package!r}, which is not installed; "
+                f"run `pip install {package}`."
+            )
+    raise unknown_name("environment", env, gym.registry)
 
 
 class Shown(NamedTuple):
@@ -109,9 +108,10 @@ def check_environment(env: str, hyperparams: Mapping[str, Any] = {}) -> Shown:
     :raises CompareError: If it is not known (offers the closest names), a package is missing (says which), or it fails
     """
     from rl_zoo3.utils import get_wrapper_class
-    from sb3_contrib.common.maskable.utils import is_masking_supported
 
-    check_known([env])
+    from sb3_attention_ac.networks.distributions import forbids_actions
+
+    check_known(env)
     try:
         wrap = get_wrapper_class(dict(hyperparams))
         made = gym.make(env, **(hyperparams.get("env_kwargs") or {}))
@@ -123,8 +123,6 @@ def check_environment(env: str, hyperparams: Mapping[str, Any] = {}) -> Shown:
             f"The environment {env!r} cannot be made: {type(error).__name__}: {error}. Set its arguments and wrappers "
             "in its entry, as `env_kwargs` (a mapping) and `env_wrapper`, see --hyperparams and --variants."
         ) from error
-    shown = Shown(
-        instance.observation_space, is_masking_supported(instance) and not isinstance(instance.action_space, spaces.Box)
-    )
+    shown = Shown(instance.observation_space, forbids_actions(instance))
     made.close()
     return shown

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
 
 from sb3_attention_ac.type_aliases import ActionParameters
@@ -224,9 +224,9 @@ def as_sb3_distribution(
     return maskable
 
 
-def forbids_actions(env: VecEnv) -> bool:
+def forbids_actions(env: GymEnv) -> bool:
     """
-    :param env: Parallel environments
+    :param env: Parallel environments, or a single one
     :return: Whether they provide action masks; with continuous actions, a method of that name is taken for something else
     """
     return is_masking_supported(env) and not isinstance(env.action_space, spaces.Box)

@@ -112,7 +112,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
         options = dict(options or {})
         given = options.pop("constants", {})
         if seed is not None:  # not the environment's: how much that draws may depend on the constants
-            (self._generator,) = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(1))
+            self._generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
         self._draw(given)
         self._set_constants(self.env, self.values)
         obs, info = self.env.reset(seed=seed, options=options or None)

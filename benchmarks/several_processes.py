@@ -1,17 +1,16 @@
 """
 Steps per second of one training run on several processes, and how long these wait for each other's messages.
 
-    python benchmarks/ranks.py
-    torchrun --nproc-per-node=2 benchmarks/ranks.py
-    torchrun --nproc-per-node=2 benchmarks/ranks.py --env popgym-RepeatPreviousMedium-v0 --memory --n-envs 16 --n-steps 128
-        --batch-size 256 --n-epochs 5
+    python benchmarks/several_processes.py
+    torchrun --nproc-per-node=2 benchmarks/several_processes.py
+    torchrun --nproc-per-node=2 benchmarks/several_processes.py --env popgym-RepeatPreviousMedium-v0 --memory --n-envs 16
+        --n-steps 128 --batch-size 256 --n-epochs 5
 
 Environments and minibatches are those of all processes together: each gets its part. The first rollout does not count.
 """
 
 import argparse
 import contextlib
-import importlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_attention_ac import AAC, distributed
+from sb3_attention_ac.compare.names import register_environments
 
 
 @contextlib.contextmanager
@@ -61,8 +61,7 @@ def main() -> None:
     parser.add_argument("--subproc", action="store_true", help="Every environment in a process of its own")
     args = parser.parse_args()
     th.set_num_threads(1)
-    if args.env.startswith("popgym"):
-        importlib.import_module("popgym")
+    register_environments()
     distributed.start(th.device(args.device))
     n, rank = distributed.world_size(), distributed.rank()
     env = make_vec_env(args.env, args.n_envs // n, vec_env_cls=SubprocVecEnv if args.subproc else None)
