@@ -1,6 +1,7 @@
 """AttentionActorCritic: PPO's loss, an attention critic over trajectories, and a self-supervised loss beside it."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -538,6 +539,12 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         action_masks: Any = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """As :meth:`sb3_attention_ac.policies.AttentionActorCriticPolicy.predict`"""
+        if self.use_masking and action_masks is None:
+            warnings.warn(
+                "This agent was trained with action masks, and predict() got none: it may take actions that are not allowed. "
+                "Pass action_masks=get_action_masks(env); evaluate with sb3_contrib's evaluate_policy or MaskableEvalCallback.",
+                stacklevel=2,
+            )
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     @classmethod

@@ -7,10 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_attention_ac.aac import AttentionActorCritic
+from sb3_attention_ac.networks.distributions import forbids_actions
 
 if TYPE_CHECKING:
     import optuna
@@ -102,6 +105,15 @@ def convert_aac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     return hyperparams
 
 
+class MaskedAsTrained(MaskableEvalCallback):
+    """SB3's evaluation during training; with action masks where the model was given some in training."""
+
+    def _on_step(self) -> bool:
+        """:return: Whether training goes on"""
+        self.use_masking = bool(getattr(self.model, "use_masking", False)) and forbids_actions(self.eval_env)
+        return super()._on_step() if self.use_masking else EvalCallback._on_step(self)
+
+
 def _register_algorithm(module: ModuleType) -> None:
     # All modules of RL Zoo share this dictionary. setdefault: an entry of RL Zoo itself has precedence
     module.ALGOS.setdefault(ZOO_KEY, AttentionActorCritic)
@@ -110,6 +122,13 @@ def _register_algorithm(module: ModuleType) -> None:
 def _register_sampler(module: ModuleType) -> None:
     module.HYPERPARAMS_SAMPLER.setdefault(ZOO_KEY, sample_aac_params)
     module.HYPERPARAMS_CONVERTER.setdefault(ZOO_KEY, convert_aac_params)
+
+
+def _register_manager(module: ModuleType) -> None:
+    _register_hyperparams(module)
+    if getattr(module, "EvalCallback", None) is EvalCallback:
+        module.EvalCallback = MaskedAsTrained  # type: ignore[attr-defined]
+        module.TrialEvalCallback = type("TrialEvalCallback", (module.TrialEvalCallback, MaskedAsTrained), {})  # type: ignore[attr-defined]
 
 
 def _register_hyperparams(module: ModuleType) -> None:
@@ -136,7 +155,7 @@ def _register_hyperparams(module: ModuleType) -> None:
 _REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
     "rl_zoo3.utils": _register_algorithm,
     "rl_zoo3.hyperparams_opt": _register_sampler,
-    "rl_zoo3.exp_manager": _register_hyperparams,
+    "rl_zoo3.exp_manager": _register_manager,
 }
 
 

@@ -266,3 +266,12 @@ def test_continuous_actions_have_no_masks():
     assert model.use_masking is False
     with pytest.raises(ValueError, match="this policy's are a Box"):
         model.learn(32, use_masking=True)
+
+
+def test_predict_without_masks_after_training_with_some_warns(tmp_path):
+    model = make_model("Discrete", memory_actor=False)
+    model.learn(96)
+    model.save(tmp_path / "agent")
+    loaded = AAC.load(tmp_path / "agent")
+    with pytest.warns(UserWarning, match="trained with action masks, and predict.* got none.*get_action_masks"):
+        loaded.predict(np.zeros(3, np.float32))

@@ -295,6 +295,26 @@ def test_train_and_enjoy(monkeypatch, capsys):
     assert "Loading pretrained agent" in capsys.readouterr().out
 
 
+@pytest.fixture
+def guarded():
+    gym.register("Guarded-v0", "tests.test_masks:Guarded")
+    yield "Guarded-v0"
+    del gym.registry["Guarded-v0"]
+
+
+def test_evaluations_during_training_have_masks(monkeypatch, guarded):
+    """The environment raises where an action is not allowed."""
+    call(monkeypatch, train, "--algo", "aac", *SHORT, "--env", guarded, "--eval-freq", "32", "--eval-episodes", "2")
+    assert len(np.load("logs/aac/Guarded-v0_1/evaluations.npz")["results"]) > 0
+
+
+@pytest.mark.filterwarnings("ignore:batch_size=:UserWarning")
+def test_trials_of_a_search_have_masks(monkeypatch, guarded, capsys):
+    arguments = ["--algo", "aac", "--env", guarded, "-n", "64", "-params", "n_envs:1", "--eval-episodes", "1"]
+    call(monkeypatch, train, *arguments, "-optimize", "--n-trials", "1", "--n-evaluations", "1", "--no-optim-plots")
+    assert "Number of finished trials:  1" in capsys.readouterr().out
+
+
 def test_other_algorithms_are_unchanged(monkeypatch, capsys):
     call(monkeypatch, train, "--algo", "ppo", *SHORT, "--eval-freq", "-1")
     assert "rl_zoo3/hyperparams/ppo.yml" in capsys.readouterr().out.replace("\\", "/")
