@@ -210,7 +210,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.policy = self._make_policy()
         self._resolve_defaults()
         architecture = self.policy.architecture
-        check_buffer_arguments(self.rollout_buffer_kwargs, architecture.n_context, architecture.n_landmarks)
+        check_buffer_arguments(self.rollout_buffer_kwargs, architecture)
         buffer_class: Any = self.rollout_buffer_class or TrajectoryRolloutBuffer
         self.rollout_buffer_class = buffer_class
         self.rollout_buffer = buffer_class(
@@ -225,6 +225,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
                 "n_context": architecture.n_context,
                 "chunk_length": architecture.longest_chunk,
                 "n_landmarks": architecture.n_landmarks,
+                "landmark_rule": architecture.landmark_rule,
                 "held_noise": self.use_sde and not self.policy.memory_actor,
                 **self.rollout_buffer_kwargs,
             },
@@ -338,7 +339,15 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             callback.update_locals(locals())
             continue_training = callback.on_step()
             rollout_buffer.add(
-                self._last_obs, actions, rewards, self._last_episode_starts, None, log_probs, masks, output.logit_offsets
+                self._last_obs,
+                actions,
+                rewards,
+                self._last_episode_starts,
+                None,
+                log_probs,
+                masks,
+                output.logit_offsets,
+                output.surprise,
             )
             self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones
@@ -542,7 +551,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if self.use_masking and action_masks is None:
             warnings.warn(
                 "This agent was trained with action masks, and predict() got none: it may take actions that are not allowed. "
-                "Pass action_masks=get_action_masks(env); evaluate with sb3_contrib's evaluate_policy or MaskableEvalCallback.",
+                "Pass action_masks=get_action_masks(env); sb3_contrib's evaluate_policy and MaskableEvalCallback do.",
                 stacklevel=2,
             )
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)

@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryEncoder
-from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache
+from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache, Surprise
 from sb3_attention_ac.type_aliases import EncoderOutput, Obs, TrajectoryWindows
 
 CALLS_BEFORE_WARNING = 20
@@ -141,6 +141,7 @@ class MemoryActor:
     :param features_dim: Width of the features of an observation
     :param action_dim: Number of action dimensions in the buffer
     :param n_landmarks: Earlier steps that stay readable
+    :param surprise: How unexpected a step is, if landmarks are chosen by that
     """
 
     def __init__(
@@ -151,9 +152,11 @@ class MemoryActor:
         features_dim: int,
         action_dim: int,
         n_landmarks: int = 0,
+        surprise: Surprise | None = None,
     ):
         self.encoder = encoder
-        self.incremental = IncrementalEncoder(encoder.network, encoder.mlp, n_context, chunk_length, n_landmarks)
+        network, mlp = encoder.network, encoder.mlp
+        self.incremental = IncrementalEncoder(network, mlp, n_context, chunk_length, n_landmarks, surprise)
         self._dims = features_dim, encoder.events.dim, action_dim
 
     def empty(self, n_envs: int) -> KVCache:
@@ -178,6 +181,8 @@ class MemoryActor:
         cache.landmark_ages.copy_(th.where(current[:, :k], windows.ages[:, :k], -1.0))
         if current.any():
             context = windows.first(n)
+            if context.surprises is not None:
+                cache.surprises[:, :n] = context.surprises
             cache.features[:, :n] = self.encoder.features(context)
             cache.events[:, :n] = self.encoder.events(
                 context.previous_actions, context.previous_rewards, context.ages, context.episode_starts

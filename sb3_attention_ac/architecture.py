@@ -50,6 +50,7 @@ class Architecture(ABC):
     attention_q: bool
     age_input: bool
     n_landmarks: int
+    landmark_rule: str
     use_sde: bool
 
     @property

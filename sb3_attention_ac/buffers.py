@@ -37,6 +37,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         as equal as can be: the steps of a much shorter one would weigh more, as its minibatches are smaller.
     :param held_noise: Whether actions are sampled with noise that is held for some steps (gSDE), see :meth:`start_noise`
     :param n_landmarks: How many earlier steps of its episode are put before each window, at least 0
+    :param landmark_rule: Which ones: "first", or "surprise" (:meth:`add` is then told how unexpected each step was)
     """
 
     mlp_values: np.ndarray
@@ -57,6 +58,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         chunk_length: int = 32,
         held_noise: bool = False,
         n_landmarks: int = 0,
+        landmark_rule: str = "first",
     ):
         if n_context < 0 or chunk_length < 1:
             raise ValueError(
@@ -67,7 +69,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.chunk_length = equal_chunks(buffer_size, chunk_length)
         self.n_history = n_context + 1 + (self.chunk_length if n_landmarks > 0 else 0)
         self.held_noise = held_noise
-        self.n_landmarks = n_landmarks
+        self.n_landmarks, self.landmark_rule = n_landmarks, landmark_rule
         self._storage: StepStorage | None = None
         self._landmarks: LandmarkStorage | None = None
         self._tensors: RolloutTensors | None = None
@@ -85,8 +87,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         """Start a new rollout; the last steps of the one before stay as context."""
         if self._storage is None:
-            spaces_ = self.observation_space, self.action_space
-            self._storage = StepStorage(self.n_history, self.buffer_size, self.n_envs, *spaces_, self.held_noise)
+            sizes, spaces_ = (self.n_history, self.buffer_size, self.n_envs), (self.observation_space, self.action_space)
+            self._storage = StepStorage(*sizes, *spaces_, self.held_noise, self.landmark_rule == "surprise")
             if self.n_landmarks > 0:
                 self._landmarks = LandmarkStorage(self._storage, self.n_landmarks, self.n_context, self.chunk_length)
         elif self.pos > 0:
@@ -117,6 +119,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         log_prob: th.Tensor | None = None,
         action_masks: th.Tensor | None = None,
         logit_offsets: th.Tensor | None = None,
+        surprise: th.Tensor | None = None,
     ) -> None:
         """
         Store one step of every environment.
@@ -129,10 +132,13 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param log_prob: log pi(a_t | h_t) of the policy that acted, [n_envs]
         :param action_masks: True where an action was allowed, [n_envs, mask_dim]
         :param logit_offsets: What Q_att added to logits or means, [n_envs, n_parameters]
+        :param surprise: How unexpected s_t was, [n_envs]; needed by the rule "surprise"
         """
         if self._landmarks is not None:
             self._landmarks.add(self.pos)
         self.storage.add(self.pos, obs, action, reward, episode_start)
+        if surprise is not None:
+            self.storage.arrays["surprises"][self.n_history + self.pos] = surprise.cpu().numpy()
         if value is not None:
             self.values[self.pos] = value.detach().cpu().numpy().flatten()
         if log_prob is not None:
@@ -295,7 +301,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             append(context.episode_ids, data.episode_ids[last, env]),
             append(context.ages, data.ages[last, env] + 1),
             noise_ids,
-            context.n_landmarks,
+            n_landmarks=context.n_landmarks,
         )
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:

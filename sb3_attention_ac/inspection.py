@@ -45,9 +45,8 @@ def collect_trajectory(
     length = trained if n_steps is None else n_steps
     arguments = length, policy.observation_space, policy.action_space, policy.device
     n_landmarks, held_noise = model.rollout_buffer.n_landmarks, model.rollout_buffer.held_noise
-    buffer = TrajectoryRolloutBuffer(
-        *arguments, n_context=n_context, chunk_length=length, n_landmarks=n_landmarks, held_noise=held_noise
-    )
+    kept: Any = {"n_landmarks": n_landmarks, "landmark_rule": model.rollout_buffer.landmark_rule, "held_noise": held_noise}
+    buffer = TrajectoryRolloutBuffer(*arguments, n_context=n_context, chunk_length=length, **kept)
     noise_length = model.sde_sample_freq if model.sde_sample_freq > 0 else model.n_steps
     buffer.reset()
     act = policy.start_acting(buffer, deterministic, in_rollout=False)
@@ -58,9 +57,10 @@ def collect_trajectory(
             buffer.start_noise()  # a step attends to those from before its noise, whether or not there is some here
         masks = get_action_masks(env) if model.use_masking else None
         obs_tensor, _ = policy.obs_to_tensor(obs)
-        actions = act(obs_tensor, starts, None if masks is None else policy.checked_masks(masks, obs_tensor)).actions
+        output = act(obs_tensor, starts, None if masks is None else policy.checked_masks(masks, obs_tensor))
+        actions = output.actions
         new_obs, rewards, dones, _ = env.step(policy.actions_for_env(actions.cpu().numpy()))
-        buffer.add(obs, actions.cpu().numpy(), rewards, starts)
+        buffer.add(obs, actions.cpu().numpy(), rewards, starts, surprise=output.surprise)
         obs, starts = new_obs, dones
     windows, _ = buffer.windows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), length)
     windows = windows.last(length)

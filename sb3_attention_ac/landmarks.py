@@ -3,19 +3,24 @@ Landmarks: raw steps of an episode that stay readable after they have left the c
 
     [K landmarks | L context steps | C steps of the chunk]
 
-The set changes only where a chunk begins, from the landmarks so far and the steps that have left the context since: those with
-the highest priority stay. The first steps of an episode have it (attention sinks, Xiao et al. 2024,
-https://arxiv.org/abs/2309.17453). Raw steps are kept, nothing hidden: each pass encodes them anew, and acting, which makes the
-same choice, sees the same steps as training.
+The set changes only where a chunk begins, from the landmarks so far and the steps that have left the context since. By the
+rule "first" the first steps of the episode stay (attention sinks, Xiao et al. 2024, https://arxiv.org/abs/2309.17453), by the
+rule "surprise" its first step and those that the next-step prediction expected least. A surprise fades with each choice, so
+that what is new replaces what is old. Raw steps are kept, nothing hidden: each pass encodes them anew, and acting, which makes
+the same choice, sees the same steps as training.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
 
 from sb3_attention_ac.step_storage import NO_EPISODE, StepStorage
 from sb3_attention_ac.type_aliases import TrajectoryWindows, map_obs
+
+RULES = ("first", "surprise")
+Numbers = TypeVar("Numbers", np.ndarray, th.Tensor)
+FADING = 0.9  # of a landmark's surprise, at each choice
 
 
 class LandmarkStorage:
@@ -42,7 +47,8 @@ class LandmarkStorage:
         """:return: What a window holds of these rows, [*rows.shape, n_envs, ...] each"""
         arrays = self.storage.arrays
         before = {"previous_actions": "actions", "previous_rewards": "rewards"}
-        same = ["observations", "episode_starts", "episode_ids", "ages", *(["noise_ids"] if "noise_ids" in arrays else [])]
+        optional = [name for name in ("noise_ids", "surprises") if name in arrays]
+        same = ["observations", "episode_starts", "episode_ids", "ages", *optional]
         steps = {name: map_obs(lambda array: array[rows], arrays[name]) for name in same}
         return steps | {name: arrays[source][rows - 1] for name, source in before.items()}
 
@@ -80,12 +86,14 @@ class LandmarkStorage:
         ids = candidates["episode_ids"]
         present = self.storage.arrays["episode_ids"][row - 1][:, None]
         valid = (ids == present) & (present != NO_EPISODE)
-        priority = np.where(valid, candidates["ages"], np.inf)
-        order = np.argsort(priority, axis=1, kind="stable")[:, : self.n_landmarks]  # [n_envs, K]
+        costs = costs_of(candidates["ages"], candidates.get("surprises"))
+        order = np.argsort(np.where(valid, costs, np.inf), axis=1, kind="stable")[:, : self.n_landmarks]  # [n_envs, K]
         envs = np.arange(len(order))[:, None]
         candidates["episode_ids"] = np.where(valid, ids, NO_EPISODE)
         for name, part in candidates.items():
             map_obs(lambda array, new: array.__setitem__(chunk, new[envs, order]), self.arrays[name], part)
+        if "surprises" in candidates:
+            self.arrays["surprises"][chunk] *= np.float32(FADING)
 
     def tensors(self, device: th.device) -> TrajectoryWindows:
         """:return: The landmarks of each chunk and environment as windows, [n_chunks, n_envs, K, ...] each"""
@@ -106,6 +114,7 @@ class LandmarkStorage:
             parts["episode_ids"],
             parts["ages"],
             parts.get("noise_ids"),
+            parts.get("surprises"),
             self.n_landmarks,
         )
 
@@ -116,14 +125,23 @@ def _with_first(old: np.ndarray, first: np.ndarray) -> np.ndarray:
     return new
 
 
-def first_steps(ages: th.Tensor, valid: th.Tensor, n_landmarks: int) -> th.Tensor:
+def costs_of(ages: Numbers, surprises: Numbers | None) -> Numbers:
+    """
+    :param ages: Steps since the episode began
+    :param surprises: How unexpected each step was, by the rule "surprise"; None by the rule "first"
+    :return: What a step costs; the cheapest stay
+    """
+    return ages if surprises is None else -surprises
+
+
+def choose(costs: th.Tensor, valid: th.Tensor, n_landmarks: int) -> th.Tensor:
     """
     The same choice while acting.
 
-    :param ages: Of the landmarks so far and the steps that have left the context, [N, K + n_leaving]
+    :param costs: Of the landmarks so far and the steps that have left the context, [N, K + n_leaving]
     :param valid: Whether each is of the present episode, [N, K + n_leaving]
     :param n_landmarks: K
     :return: Which of them stay, in this order, [N, K]
     """
-    # Ages of one episode differ: the order of equal ones, which are not valid, says nothing. ONNX knows no stable sort
-    return th.where(valid, ages, th.inf).argsort(dim=1)[:, :n_landmarks]
+    # Costs in one episode differ: the order of equal ones, which are not valid, says nothing. ONNX knows no stable sort
+    return th.where(valid, costs, th.inf).argsort(dim=1)[:, :n_landmarks]

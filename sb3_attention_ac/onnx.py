@@ -33,14 +33,15 @@ class _GraphEncoder(IncrementalEncoder):
 
     def __init__(self, encoder: IncrementalEncoder):
         chunk_length = encoder.n_slots - encoder.n_before
-        super().__init__(encoder.network, encoder.mlp, encoder.n_context, chunk_length, encoder.n_landmarks)
+        sizes = encoder.n_context, chunk_length, encoder.n_landmarks
+        super().__init__(encoder.network, encoder.mlp, *sizes, encoder.surprise)
         self._rotary = as_real(self._rotary)
 
     def _next_slot(self, cache: KVCache) -> tuple[Rows, th.Tensor]:
         shifted = KVCache._make(part.clone() for part in cache)
         self._shift(shifted, slice(None))
         full = cache.position == self.n_slots  # [N]
-        for name in ("features", "events", "keys", "values", "position", "start", "landmark_ages"):
+        for name in KVCache._fields:
             part = getattr(cache, name)
             part.copy_(th.where(full.view(-1, *[1] * (part.dim() - 1)), getattr(shifted, name), part))
         return th.arange(full.shape[0], device=full.device), cache.position

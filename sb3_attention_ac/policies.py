@@ -28,6 +28,7 @@ from sb3_attention_ac.networks.distributions import (
 )
 from sb3_attention_ac.networks.extractors import as_module
 from sb3_attention_ac.networks.history_network import HistoryEncoder, frozen
+from sb3_attention_ac.networks.preprocessing import encode_actions
 from sb3_attention_ac.type_aliases import (
     ActionParameters,
     ActorOutput,
@@ -37,7 +38,14 @@ from sb3_attention_ac.type_aliases import (
     TrajectoryWindows,
     WindowOutput,
 )
-from sb3_attention_ac.validation import check_attention_q_keys, check_flags, check_keys, check_network, check_not_overridden
+from sb3_attention_ac.validation import (
+    check_attention_q_keys,
+    check_flags,
+    check_keys,
+    check_landmark_rule,
+    check_network,
+    check_not_overridden,
+)
 
 Act = Callable[[Obs, np.ndarray, th.Tensor | None], ActorOutput]
 
@@ -70,7 +78,9 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param attention_q: Whether to tilt the action distribution by an advantage read from what attention has seen, see
         :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, as ``predict`` is given none
     :param age_input: Whether the encoder, and a memory actor's MLPs, read how many steps the episode has lasted
-    :param n_landmarks: How many steps of the episode, its first ones, stay readable after they have left the context
+    :param n_landmarks: How many steps of the episode stay readable after they have left the context
+    :param landmark_rule: Which ones: "first", its first steps, or "surprise", with ``memory_actor`` and next-step prediction:
+        its first step and those that were expected least
     :param actor_keys: Which entries of Dict observations the actor reads, None for all. ``predict`` needs no others
     :param critic_keys: Which entries the critic reads, None for all
     :param aux_targets: What the self-supervised losses predict; None for the next step with a memory actor, else nothing
@@ -97,6 +107,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         attention_q: bool = False,
         age_input: bool = False,
         n_landmarks: int = 0,
+        landmark_rule: str = "first",
         actor_keys: Sequence[str] | None = None,
         critic_keys: Sequence[str] | None = None,
         aux_targets: Sequence[str] | None = None,
@@ -119,6 +130,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             attention_q=attention_q,
             age_input=age_input,
             n_landmarks=n_landmarks,
+            landmark_rule=landmark_rule,
             use_sde=bool(kwargs.get("use_sde")),
         )
         check_network(self.architecture)
@@ -128,6 +140,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         check_attention_q_keys(self.architecture.attention_q and not memory_actor, self.actor_keys, self.critic_keys)
         self._extractor_keys = [self.actor_keys, self.critic_keys]
         self.aux_targets = tuple(self.architecture.default_targets if aux_targets is None else aux_targets)
+        check_landmark_rule(self.architecture, self.aux_targets)
         self.temperature = temperature
         self.chunk_length = chunk_length or self.architecture.longest_chunk
         if kwargs.get("optimizer_kwargs") is None and kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
@@ -480,7 +493,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             encoder, extractor = self.critic_encoder, self.vf_features_extractor
         n_context, action_dim = self.architecture.n_context, get_action_dim(self.action_space)
         n_landmarks = self.architecture.n_landmarks
-        return MemoryActor(encoder, n_context, self.chunk_length, extractor.features_dim, action_dim, n_landmarks)
+        surprise = self._surprise if self.architecture.landmark_rule == "surprise" else None
+        dims = extractor.features_dim, action_dim
+        return MemoryActor(encoder, n_context, self.chunk_length, *dims, n_landmarks, surprise)
+
+    def _surprise(self, hidden: th.Tensor, before: th.Tensor, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """As :meth:`sb3_attention_ac.auxiliary.next_step_prediction.NextStepPrediction.surprise`, of actions as sampled"""
+        assert self.next_step_prediction is not None
+        return self.next_step_prediction.surprise(hidden, before, features, encode_actions(actions, self.action_space))
 
     def start_acting(self, buffer: TrajectoryRolloutBuffer, deterministic: bool = False, in_rollout: bool = True) -> Act:
         """
@@ -504,7 +524,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             actions, log_prob = self._sample(given, deterministic)
             if cache is not None:
                 cache.previous_action.copy_(actions)
-            return ActorOutput(actions.reshape((-1, *(self.action_space.shape or ()))), log_prob, offsets)
+            surprise = cache.last_surprise() if self.architecture.landmark_rule == "surprise" and cache is not None else None
+            return ActorOutput(actions.reshape((-1, *(self.action_space.shape or ()))), log_prob, offsets, surprise)
 
         return act
 

@@ -29,6 +29,7 @@ class RolloutTensors(NamedTuple):
     :param episode_ids: [R, E], ``NO_EPISODE`` where nothing has been stored yet
     :param ages: Steps since the episode began, [R, E]
     :param noise_ids: Number of the gSDE noise a step was sampled with, [R, E]; None without gSDE
+    :param surprises: How unexpected each step was, [R, E]; None where landmarks do not ask for it
     :param landmarks: Those of each chunk, [n_chunks, E, K, ...]; None without landmarks
     """
 
@@ -39,6 +40,7 @@ class RolloutTensors(NamedTuple):
     episode_ids: th.Tensor
     ages: th.Tensor
     noise_ids: th.Tensor | None
+    surprises: th.Tensor | None
     landmarks: TrajectoryWindows | None = None
 
     def windows(self, rows: th.Tensor, envs: th.Tensor, chunks: th.Tensor | None = None) -> TrajectoryWindows:
@@ -56,6 +58,7 @@ class RolloutTensors(NamedTuple):
             self.episode_ids[rows, envs],
             self.ages[rows, envs],
             None if self.noise_ids is None else self.noise_ids[rows, envs],
+            None if self.surprises is None else self.surprises[rows, envs],
         )
         if self.landmarks is None or chunks is None:
             return steps
@@ -83,6 +86,7 @@ class StepStorage:
     :param observation_space: Observation space
     :param action_space: Action space
     :param held_noise: Whether actions are sampled with noise that is held for some steps (gSDE)
+    :param with_surprises: Whether to store how unexpected each step was
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class StepStorage:
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         held_noise: bool,
+        with_surprises: bool = False,
     ):
         self.n_history, self.n_rows, self.n_envs = n_history, n_history + n_steps, n_envs
         self.noise_id = 0
@@ -115,6 +120,8 @@ class StepStorage:
         }
         if held_noise:
             self.arrays["noise_ids"] = zeros((), np.int64)
+        if with_surprises:
+            self.arrays["surprises"] = zeros((), np.float32)
 
     def start_rollout(self, n_stored: int) -> None:
         """
@@ -198,6 +205,7 @@ class StepStorage:
             arrays["episode_ids"],
             arrays["ages"],
             arrays.get("noise_ids"),
+            arrays.get("surprises"),
         )
 
 

@@ -33,6 +33,7 @@ class TrajectoryWindows(NamedTuple):
     :param episode_ids: A number that two steps share if and only if they belong to the same episode, [N, W]
     :param ages: Steps since the episode began, 0 at its first step, [N, W]
     :param noise_ids: With gSDE, a number that two steps share if and only if they were sampled with the same noise, [N, W]
+    :param surprises: How unexpected each step was when it was taken, [N, W]; None where landmarks do not ask for it
     :param n_landmarks: How many of the W steps, the first ones, are landmarks: earlier steps, not next to each other
     """
 
@@ -43,6 +44,7 @@ class TrajectoryWindows(NamedTuple):
     episode_ids: th.Tensor
     ages: th.Tensor
     noise_ids: th.Tensor | None = None
+    surprises: th.Tensor | None = None
     n_landmarks: int = 0
 
     @classmethod
@@ -131,11 +133,13 @@ class ActorOutput(NamedTuple):
     :param actions: As sampled: not clipped, not rescaled, [N, *action_shape]
     :param log_prob: log pi(a_t | h_t) of the policy that acted, [N]
     :param logit_offsets: What Q_att added to logits or means, [N, n_parameters]; None for nothing
+    :param surprise: How unexpected the observation was, [N]; None where landmarks do not ask for it
     """
 
     actions: th.Tensor
     log_prob: th.Tensor
     logit_offsets: th.Tensor | None = None
+    surprise: th.Tensor | None = None
 
 
 class CriticOutput(NamedTuple):

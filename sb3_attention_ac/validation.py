@@ -13,6 +13,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.argument_names import closest_names, default_arguments
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.landmarks import RULES
 
 PREDICTION_TARGETS = ("return", "observation", "action", "reward")
 AUX_LOSSES: dict[str, tuple[str, ...]] = {
@@ -84,6 +85,26 @@ def check_network(architecture: Architecture) -> None:
             raise ValueError(f"{name}={value} needs attention, but n_layers=0 was given: use n_layers of at least 1.")
     if given.attention_q and given.use_sde:
         raise ValueError("attention_q=True was given with use_sde=True, which it cannot tilt: use one of them.")
+
+
+def check_landmark_rule(architecture: Architecture, targets: Sequence[str]) -> None:
+    """
+    :param architecture: The network's shape
+    :param targets: What the self-supervised losses predict
+    :raises ValueError: If the rule is unknown, or what it needs is missing
+    """
+    rule = architecture.landmark_rule
+    if rule not in RULES:
+        raise ValueError(f"landmark_rule={rule!r} was given, but it must be one of {list(RULES)}.")
+    if rule == "first":
+        return
+    needs = {
+        "n_landmarks of at least 1": architecture.n_landmarks > 0,
+        "memory_actor=True": architecture.memory_actor,
+        'aux_loss="next_step" (alone or with others)': "next_step" in targets,
+    }
+    if missing := [name for name, given in needs.items() if not given]:
+        raise ValueError(f"landmark_rule={rule!r} needs {' and '.join(missing)}.")
 
 
 def check_keys(space: spaces.Space[Any], **given: Sequence[str] | None) -> None:
@@ -316,20 +337,18 @@ def check_policy(policy_class: type[Any], base: type[Any]) -> None:
         )
 
 
-def check_buffer_arguments(arguments: dict[str, Any], n_context: int, n_landmarks: int) -> None:
+def check_buffer_arguments(arguments: dict[str, Any], architecture: Architecture) -> None:
     """
     :param arguments: ``rollout_buffer_kwargs``
-    :param n_context: How many steps before a chunk the policy needs
-    :param n_landmarks: How many landmarks it needs
-    :raises ValueError: If the buffer would keep another number: it would be trained on steps that it does not see in acting
+    :param architecture: The network's shape
+    :raises ValueError: If the buffer would keep other steps: training would see some that acting does not
     """
-    for name, needed, argument in (
-        ("n_context", n_context, "context_length"),
-        ("n_landmarks", n_landmarks, "n_landmarks"),
-    ):
+    for name in ("n_context", "n_landmarks", "landmark_rule"):
+        needed = getattr(architecture, name)
         if arguments.get(name, needed) != needed:
+            argument = "context_length" if name == "n_context" else name
             raise ValueError(
-                f"rollout_buffer_kwargs has {name}={arguments[name]}, but the policy reads {needed}: "
+                f"rollout_buffer_kwargs has {name}={arguments[name]!r}, but the policy reads {needed!r}: "
                 f"leave it out, and set policy_kwargs=dict({argument}=...) instead."
             )
 

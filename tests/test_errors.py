@@ -46,6 +46,16 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"rollout_buffer_class": RolloutBuffer}, ["RolloutBuffer", "TrajectoryRolloutBuffer"]),
         ({"rollout_buffer_kwargs": {"n_context": 9}}, ["n_context=9", "reads 32", "context_length"]),
         ({"rollout_buffer_kwargs": {"n_landmarks": 4}}, ["n_landmarks=4", "reads 0", "dict(n_landmarks=...)"]),
+        ({"rollout_buffer_kwargs": {"landmark_rule": "surprise"}}, ["'surprise'", "reads 'first'", "dict(landmark_rule=...)"]),
+        ({"policy_kwargs": {"landmark_rule": "last"}}, ["landmark_rule='last'", "['first', 'surprise']"]),
+        (
+            {"policy_kwargs": {"landmark_rule": "surprise"}},
+            ["landmark_rule='surprise' needs n_landmarks of at least 1 and memory_actor=True and aux_loss=\"next_step\""],
+        ),
+        (
+            {"aux_loss": None, "policy_kwargs": {"landmark_rule": "surprise", "n_landmarks": 4, "memory_actor": True}},
+            ["landmark_rule='surprise' needs aux_loss=\"next_step\""],
+        ),
         ({"policy": ActorCriticPolicy}, ["ActorCriticPolicy", "'MlpPolicy'"]),
         ({"policy": "MultiInputPolicy"}, ["'MultiInputPolicy'", "Dict", "'MlpPolicy'"]),
         ({"policy": "CnnPolicy"}, ["'CnnPolicy'", "image", "'MlpPolicy'"]),

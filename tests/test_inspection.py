@@ -146,7 +146,9 @@ def test_looking_leaves_the_log_of_the_next_rollout_alone(monkeypatch):
     assert attention_q._tilted == []
 
 
-@pytest.mark.parametrize("options", [{"memory_actor": True}, {"attention_q": True}])
+@pytest.mark.parametrize(
+    "options", [{"memory_actor": True}, {"memory_actor": True, "landmark_rule": "surprise"}, {"attention_q": True}]
+)
 def test_landmarks_do_not_get_in_the_way(options):
     model = make_model(n_landmarks=3, **options)
     if model.policy.attention_q is not None:

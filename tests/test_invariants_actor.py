@@ -81,6 +81,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ages": {"age_input": True},
     "landmarks": {"n_landmarks": 2, "age_input": True},
     "more landmarks than steps": {"n_landmarks": 9, "n_layers": 2},
+    "landmarks by surprise": {"n_landmarks": 2, "landmark_rule": "surprise"},
 }
 
 

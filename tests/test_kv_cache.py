@@ -5,8 +5,9 @@ import pytest
 import torch as th
 from torch import nn
 
+from sb3_attention_ac.landmarks import FADING
 from sb3_attention_ac.networks.history_network import HistoryNetwork
-from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache
+from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache, Surprise
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import EncoderOutput, TrajectoryWindows
 
@@ -20,6 +21,7 @@ def incremental(
     n_layers: int = 1,
     n_landmarks: int = 0,
     reads_age: bool = False,
+    surprise: Surprise | None = None,
 ) -> IncrementalEncoder:
     th.manual_seed(0)
     encoder = TrajectoryEncoder(H, E, 8, n_layers, 2, 16, 0.0, 9.0)
@@ -28,7 +30,7 @@ def incremental(
     with th.no_grad():
         for parameter in [*network.parameters(), *mlp.parameters()]:
             parameter.add_(0.5 * th.randn_like(parameter))
-    return IncrementalEncoder(network, mlp, n_context, chunk_length, n_landmarks)
+    return IncrementalEncoder(network, mlp, n_context, chunk_length, n_landmarks, surprise)
 
 
 def empty(inc: IncrementalEncoder, n: int) -> KVCache:
@@ -231,6 +233,58 @@ def test_landmarks_are_the_first_steps_that_have_left_the_context():
     ]
 
 
+@th.no_grad()
+def test_landmarks_are_the_first_step_and_the_most_surprising_ones():
+    """Two landmarks, a context of one and chunks of two: steps 1 and 2 are chosen from together, then 3 and 4, ..."""
+    # The first step, of which nothing is expected, stays
+    surprises = [99.0, 1.0, 5.0, 2.0, 4.6, 4.0, 4.1, 0.0, 0.0, 0.0, 0.0]  # that of the first step does not matter
+    inc = incremental(1, 2, n_landmarks=2, surprise=lambda hidden, before, features, actions: features[:, 0])
+    steps = Steps(1, 11, 0.0)
+    steps.features[0, :, 0] = th.tensor(surprises)
+    cache, seen = empty(inc, 1), []
+    for t in range(11):
+        step(inc, cache, steps, t)
+        assert cache.last_surprise().tolist() == [pytest.approx(surprises[t] if t > 0 else th.inf)]
+        seen.append((cache.landmark_ages[0].tolist(), cache.surprises[0, 1].item()))
+    assert seen[1:11:2] == [
+        ([-1, -1], 0),
+        ([0, -1], 0),  # nothing else has left the context
+        ([0, 2], pytest.approx(5.0 * FADING)),
+        ([0, 4], pytest.approx(4.6 * FADING)),  # 5 has faded to 4.5
+        ([0, 4], pytest.approx(4.6 * FADING**2)),  # 4.14 is more than 4.1
+    ]
+
+
+@th.no_grad()
+def test_what_a_surprise_is_asked_about():
+    """The hidden state at the step before, the features then and now, and the action between them"""
+    asked: list[list[th.Tensor]] = []
+    before = th.zeros(1, 8)
+
+    def note(*given: th.Tensor) -> th.Tensor:
+        asked.append([part.clone() for part in given])
+        return th.zeros(1)
+
+    inc, steps = incremental(2, 2, n_landmarks=1, surprise=note), Steps(1, 6, 0.0)
+    cache = empty(inc, 1)
+    for t in range(6):
+        cache.previous_action.fill_(float(t))
+        hidden = step(inc, cache, steps, t).hidden
+        assert th.equal(asked[t][2], steps.features[:, t]) and asked[t][3].item() == t
+        assert th.equal(cache.hidden, hidden)
+        if t > 0:
+            assert th.equal(asked[t][1], steps.features[:, t - 1])
+        if t in (1, 3, 5):  # in the middle of a chunk
+            assert th.equal(asked[t][0], before)
+        before = hidden
+    # As a chunk begins, the one that its window gives: of steps 0 (the landmark), 2 and 3
+    nothing, which = th.zeros(1, 3), [0, 2, 3]
+    ids, ages = th.ones((1, 3), dtype=th.long), th.tensor([[0.0, 2.0, 3.0]])
+    windows = TrajectoryWindows(steps.features[:, which], nothing, nothing, nothing > 0, ids, ages, n_landmarks=1)
+    whole = inc.network(inc.mlp, windows.observations, steps.events[:, which], windows, 1)
+    th.testing.assert_close(asked[4][0], whole.hidden[:, 0])
+
+
 # --- prefill ---
 
 
@@ -288,7 +342,7 @@ def test_without_context_a_prefill_sets_the_position_alone():
 def test_an_empty_cache():
     inc = incremental(3, 4, n_layers=2)
     cache = inc.empty(5, F, E, 7)
-    shapes = [(5, 7, F), (5, 7, E), (5, 2, 2, 7, 4), (5, 2, 2, 7, 4), (5, 7), (5,), (5,), (5,), (5, 0)]
+    shapes = [(5, 7, F), (5, 7, E), (5, 2, 2, 7, 4), (5, 2, 2, 7, 4), (5, 7), (5,), (5,), (5,), (5, 0), (5, 0), (5, 0)]
     assert [tuple(part.shape) for part in cache] == shapes
     assert cache.position.tolist() == cache.start.tolist() == [3] * 5
     assert cache.position.dtype == cache.start.dtype == th.int64

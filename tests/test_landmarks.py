@@ -10,14 +10,15 @@ from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, recorded
 
 from sb3_attention_ac.acting import MemoryActor
 from sb3_attention_ac.evaluation import evaluate_actions
-from sb3_attention_ac.landmarks import first_steps
-from sb3_attention_ac.networks.preprocessing import stack_frames
+from sb3_attention_ac.landmarks import FADING, choose
+from sb3_attention_ac.networks.preprocessing import encode_actions, stack_frames
 from sb3_attention_ac.type_aliases import TrajectoryWindows
 
 ACTORS = {
     "memory actor": {"memory_actor": True},
     "shared, two layers": {"memory_actor": True, "share_encoder": True, "n_layers": 2},
     "Q_att": {"attention_q": True},
+    "surprise": {"memory_actor": True, "landmark_rule": "surprise"},
 }
 
 
@@ -103,8 +104,8 @@ def test_what_is_chosen_while_acting():
     """The lowest ages of those of the episode, the others last; ties in their order"""
     ages = th.tensor([[5.0, 2.0, -1.0, 3.0], [7.0, 0.0, 1.0, 2.0], [4.0, 4.0, 4.0, 1.0]])
     valid = th.tensor([[True, True, False, True], [False, True, True, True], [True, False, True, False]])
-    assert first_steps(ages, valid, 2).tolist() == [[1, 3], [1, 2], [0, 2]]
-    assert first_steps(ages, valid, 4).tolist() == [[1, 3, 0, 2], [1, 2, 3, 0], [0, 2, 1, 3]]
+    assert choose(ages, valid, 2).tolist() == [[1, 3], [1, 2], [0, 2]]
+    assert choose(ages, valid, 4).tolist() == [[1, 3, 0, 2], [1, 2, 3, 0], [0, 2, 1, 3]]
 
 
 def test_landmarks_have_no_neighbours():
@@ -149,9 +150,37 @@ def test_each_chunk_has_its_landmarks(n_steps, chunk_length, n_chunks):
 def test_windows_keep_the_number_of_their_landmarks():
     ids = th.zeros((2, 5), dtype=th.long)
     nothing = th.zeros(2, 5)
-    windows = TrajectoryWindows(nothing.unsqueeze(-1), nothing.unsqueeze(-1), nothing, nothing > 0, ids, nothing, None, 2)
+    column = nothing.unsqueeze(-1)
+    windows = TrajectoryWindows(column, column, nothing, nothing > 0, ids, nothing, n_landmarks=2)
     assert windows.first(4).n_landmarks == 2 and windows.last(2).n_landmarks == 0
     assert windows.map(lambda x, y: th.cat([x, y], 1), windows).episode_ids.shape == (2, 10)
+
+
+def test_the_buffer_chooses_by_surprise():
+    """Rollouts of six steps in chunks of two, a context of one: the first step, and the most surprising one until it fades"""
+    buffer = make(n_steps=6, n_envs=1, n_context=1, chunk_length=2, n_landmarks=2, landmark_rule="surprise")
+    surprises = [np.inf, 1.0, 5.0, 2.0, 4.6, 4.0, 4.1, 0.0, 0.0, 0.0, 0.0, 0.0]
+    for step, surprise in enumerate(surprises):
+        if step % 6 == 0:
+            buffer.reset()
+        add_step(buffer, step, np.array([step == 0]), surprise=th.tensor([surprise]))
+    landmarks = buffer.tensors().landmarks  # of the chunks that begin with steps 6, 8 and 10
+    assert landmarks.ages[:, 0].tolist() == [[0, 4], [0, 4], [0, 4]]
+    expected = [np.inf, 4.6 * FADING], [np.inf, 4.6 * FADING**2], [np.inf, 4.6 * FADING**3]
+    np.testing.assert_allclose(landmarks.surprises[:, 0], expected, rtol=1e-6)
+
+
+def test_an_observation_is_as_surprising_as_the_error_of_its_prediction():
+    policy = make_policy(3, ACTION_SPACES["Discrete"], memory_actor=True, n_landmarks=2, landmark_rule="surprise")
+    head = policy.next_step_prediction
+    head.features_normalizer.running_mean.copy_(th.tensor([1.0, -2.0, 0.0]))
+    head.features_normalizer.running_var.copy_(th.tensor([4.0, 1.0, 0.25]))
+    hidden, before, after = th.randn(5, 8), th.randn(5, 3), th.randn(5, 3)
+    actions = th.tensor([[0.0], [1.0], [2.0], [1.0], [0.0]])
+    encoded = encode_actions(actions, policy.action_space)
+    expected = head.predict(hidden.unsqueeze(1), before.unsqueeze(1), encoded.unsqueeze(1)).features.squeeze(1)
+    errors = (expected - after) / head.features_normalizer.std
+    th.testing.assert_close(policy._surprise(hidden, before, after, actions), errors.square().mean(1))
 
 
 def test_landmarks_need_attention():

@@ -171,7 +171,8 @@ def test_images(memory_actor, tmp_path):
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory):
     """A model with all that a memory may have, and its file"""
-    model = make_model("MultiDiscrete", memory_actor=True, n_landmarks=3, age_input=True, n_layers=2)
+    landmarks = {"n_landmarks": 3, "landmark_rule": "surprise"}
+    model = make_model("MultiDiscrete", memory_actor=True, age_input=True, n_layers=2, **landmarks)
     return model, check(model, tmp_path_factory.mktemp("memory"), mask_dim=5)
 
 

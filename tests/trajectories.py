@@ -69,6 +69,7 @@ def make_buffer(policy, n_steps: int, n_envs: int, gae_lambda: float = 0.9) -> T
         n_context=policy.architecture.n_context,
         chunk_length=policy.chunk_length,
         n_landmarks=policy.architecture.n_landmarks,
+        landmark_rule=policy.architecture.landmark_rule,
         held_noise=policy.use_sde and not policy.memory_actor,
     )
     policy.chunk_length = buffer.chunk_length
@@ -122,8 +123,8 @@ def fill(
                 output = act(th.as_tensor(obs), starts, masks)
             actions = output.actions.numpy()
         dones, rewards = rng.random(buffer.n_envs) < episode_end, rng.normal(size=buffer.n_envs)
-        log_prob, offsets = (None, None) if output is None else output[1:]
-        buffer.add(obs, actions, rewards, starts, None, log_prob, masks, offsets)
+        log_prob, offsets, surprise = (None, None, None) if output is None else output[1:]
+        buffer.add(obs, actions, rewards, starts, None, log_prob, masks, offsets, surprise)
         for env in np.flatnonzero(dones & (rng.random(buffer.n_envs) < 0.5)):
             buffer.add_terminal_observation(int(env), rng.uniform(-1, 1, OBSERVATION_SPACE.shape).astype(np.float32))
         starts = dones

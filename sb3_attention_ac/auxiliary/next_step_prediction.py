@@ -91,6 +91,20 @@ class NextStepPrediction(nn.Module):
         }
 
     @th.no_grad()
+    def surprise(self, hidden: th.Tensor, before: th.Tensor, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param hidden: The encoder's hidden states at the step before, [N, hidden_dim]
+        :param before: Features of that step, [N, F]
+        :param features: Features of the step itself, [N, F]
+        :param actions: Encoded actions between them, [N, action_dim]
+        :return: Mean squared error of what was expected of the features, in units of their variance, [N]
+        """
+        change = (features - before) / self.features_normalizer.std
+        before = self.features_normalizer(before.unsqueeze(1)).squeeze(1)
+        error: th.Tensor = (self(hidden, before, actions).features - change).square().mean(dim=-1)
+        return error
+
+    @th.no_grad()
     def predict(self, hidden: th.Tensor, features: th.Tensor, actions: th.Tensor) -> NextStep:
         """
         :param hidden: Hidden states, [N, n, hidden_dim]

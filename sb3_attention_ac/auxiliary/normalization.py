@@ -42,9 +42,14 @@ class TargetNormalizer(nn.Module):
             self.running_var.lerp_(unbiased, MOMENTUM)
         return ((flat - mean) / _std(mean, var)).reshape(target.shape)
 
+    @property
+    def std(self) -> th.Tensor:
+        """The running standard deviation, [D]"""
+        return _std(self.running_mean, self.running_var)
+
     def denormalize(self, x: th.Tensor) -> th.Tensor:
         """:return: The inverse of :meth:`forward` by the running statistics, same shape"""
-        return x * _std(self.running_mean, self.running_var) + self.running_mean
+        return x * self.std + self.running_mean
 
 
 def _std(mean: th.Tensor, var: th.Tensor) -> th.Tensor:

@@ -11,6 +11,7 @@ The sizes of published tables have names of their own, so that a configuration f
 
 - ``PassiveTMaze<L>-v0``: corridor of L = 10, 20, 50, 100, 250, 500 or 1000 steps
 - ``EndlessTMaze<n>-v0`` and ``EndlessTMazeUniform<n>-v0``: n = 1, 3, 5 or 10 corridors of length 10, or of 1 to 10
+- ``EndlessTMaze<n>x<L>-v0``: n corridors of length L, 3 of 50 or 5 of 100
 - ``GridTMaze<L>-v0``: corridor of L = 8, 16, 32, 64 or 128 cells
 
 Each environment names the source of its definition and reports ``info["is_success"]`` at the end of an episode, which SB3
@@ -44,3 +45,5 @@ for _length in (8, 16, 32, 64, 128):
 for _n in (1, 3, 5, 10):
     _register(EndlessTMaze, f"EndlessTMaze{_n}", n_corridors=_n)
     _register(EndlessTMaze, f"EndlessTMazeUniform{_n}", n_corridors=_n, lengths="uniform")
+for _n, _length in ((3, 50), (5, 100)):
+    _register(EndlessTMaze, f"EndlessTMaze{_n}x{_length}", n_corridors=_n, corridor_length=_length)

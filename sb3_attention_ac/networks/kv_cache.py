@@ -7,17 +7,20 @@ values are computed anew, as a training window would. So stepping gives exactly 
 that does not grow with the episode.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 
-from sb3_attention_ac.landmarks import first_steps
+from sb3_attention_ac.landmarks import FADING, choose, costs_of
 from sb3_attention_ac.networks.history_network import HistoryNetwork, Mlp
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask, cached
 from sb3_attention_ac.type_aliases import EncoderOutput
 
 Rows = th.Tensor | slice
+# From hidden states and features of the step before, features of a step and the actions between them, to how unexpected it was
+Surprise = Callable[[th.Tensor, th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 
 
 @cached
@@ -39,6 +42,8 @@ class KVCache(NamedTuple):
     :param position: The next free slot, [N]
     :param start: The first slot of the current episode after the landmarks, [N]
     :param landmark_ages: Age of each landmark, -1 where there is none, [N, n_landmarks]
+    :param surprises: How unexpected each step was, [N, S]; [N, 0] where landmarks do not ask for it
+    :param hidden: The encoder's hidden state of the last step, [N, d_model]; likewise [N, 0]
     """
 
     features: th.Tensor
@@ -50,10 +55,16 @@ class KVCache(NamedTuple):
     position: th.Tensor
     start: th.Tensor
     landmark_ages: th.Tensor
+    surprises: th.Tensor
+    hidden: th.Tensor
 
     def to_numpy(self) -> tuple[np.ndarray, ...]:
         """:return: The cache as plain arrays, the first axis of each is the environment"""
         return tuple(tensor.cpu().numpy() for tensor in self)
+
+    def last_surprise(self) -> th.Tensor:
+        """:return: How unexpected the last step was, [N]"""
+        return self.surprises.gather(1, (self.position - 1).long().unsqueeze(1)).squeeze(1)
 
     @classmethod
     def from_numpy(cls, arrays: Any, device: th.device) -> "KVCache":
@@ -102,12 +113,21 @@ class IncrementalEncoder:
     :param n_context: Context steps before a chunk
     :param chunk_length: Steps of a chunk
     :param n_landmarks: Earlier steps that stay readable
+    :param surprise: How unexpected a step is, if landmarks are chosen by that
     """
 
-    def __init__(self, network: HistoryNetwork, mlp: Mlp, n_context: int, chunk_length: int, n_landmarks: int = 0):
+    def __init__(
+        self,
+        network: HistoryNetwork,
+        mlp: Mlp,
+        n_context: int,
+        chunk_length: int,
+        n_landmarks: int = 0,
+        surprise: Surprise | None = None,
+    ):
         assert network.encoder is not None, "a network without attention has nothing to remember"
         self.encoder: TrajectoryEncoder = network.encoder
-        self.network, self.mlp = network, mlp
+        self.network, self.mlp, self.surprise = network, mlp, surprise
         self.n_landmarks, self.n_context = n_landmarks, n_context
         self.n_before, self.n_slots = n_landmarks + n_context, n_landmarks + n_context + chunk_length
         self.device = self.encoder.norm.weight.device
@@ -129,6 +149,8 @@ class IncrementalEncoder:
             rows,
             rows,
             (n_envs, self.n_landmarks),
+            (n_envs, 0 if self.surprise is None else self.n_slots),
+            (n_envs, 0 if self.surprise is None else encoder.d_model),
         ]
 
     def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int) -> KVCache:
@@ -142,7 +164,7 @@ class IncrementalEncoder:
         """
         Compute keys and values of landmarks and context, in place, and go on after them.
 
-        :param cache: A cache whose features and events of these slots, ``start`` and ``landmark_ages`` are set
+        :param cache: A cache whose features, events and surprises of these slots, ``start`` and ``landmark_ages`` are set
         :param rows: Which rows to do
         """
         n, n_landmarks = self.n_before, self.n_landmarks
@@ -157,7 +179,9 @@ class IncrementalEncoder:
         mlp_latent = self.mlp(frames)
         tokens = self.encoder.embed(mlp_latent, cache.events[rows, :n])
         layers = [_Prefill(cache, layer, rows, n) for layer in range(len(self.encoder.blocks))]
-        self.encoder.step(tokens, self._rotary[:n], attention_mask(episode_ids, n), layers)
+        hidden = self.encoder.step(tokens, self._rotary[:n], attention_mask(episode_ids, n), layers)
+        if self.surprise is not None:
+            cache.hidden[rows] = hidden[:, -1]
 
     def _shift(self, cache: KVCache, rows: Rows) -> None:
         """Choose the landmarks, and move the last n_context steps to the front, in place."""
@@ -166,6 +190,8 @@ class IncrementalEncoder:
             self._choose_landmarks(cache, rows)
         cache.features[rows, k : k + n] = cache.features[rows, self.n_slots - n :].clone()
         cache.events[rows, k : k + n] = cache.events[rows, self.n_slots - n :].clone()
+        if self.surprise is not None:
+            cache.surprises[rows, k : k + n] = cache.surprises[rows, self.n_slots - n :].clone()
         cache.start[rows] = (cache.start[rows] - (self.n_slots - self.n_before)).clamp(min=k)
         self.prefill(cache, rows)
 
@@ -175,7 +201,10 @@ class IncrementalEncoder:
         slots = self._slots[k:end]
         ages = cache.age[rows].unsqueeze(1) - (self.n_slots - slots)  # [M, n_leaving]
         ages = th.cat([cache.landmark_ages[rows], th.where(slots >= cache.start[rows].unsqueeze(1), ages, -1.0)], dim=1)
-        order = first_steps(ages, ages >= 0, k)  # [M, k]
+        costs = costs_of(ages, None if self.surprise is None else cache.surprises[rows, :end])
+        order = choose(costs, ages >= 0, k)  # [M, k]
+        if self.surprise is not None:
+            cache.surprises[rows, :k] = -costs.gather(1, order) * FADING
         every_row = th.arange(order.shape[0], device=order.device).unsqueeze(1)
         cache.features[rows, :k] = cache.features[rows][every_row, order]
         cache.events[rows, :k] = cache.events[rows][every_row, order]
@@ -213,6 +242,19 @@ class IncrementalEncoder:
             earlier = th.where((slots >= cache.start.unsqueeze(1)).unsqueeze(-1), earlier, 0.0)  # [N, n, F]
         return th.cat([features, earlier.transpose(1, 2).flatten(1)], dim=1)
 
+    @staticmethod
+    def _be_surprised(
+        surprise: Surprise,
+        cache: KVCache,
+        features: th.Tensor,
+        rows: Rows,
+        slot: th.Tensor | int,
+        episode_start: th.Tensor | None,
+    ) -> None:
+        """How unexpected the new step is; of the first step of an episode nothing is expected"""
+        unexpected = surprise(cache.hidden, cache.features[rows, slot - 1], features, cache.previous_action)
+        cache.surprises[rows, slot] = unexpected if episode_start is None else unexpected.masked_fill(episode_start, th.inf)
+
     def step(self, cache: KVCache, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor | None) -> EncoderOutput:
         """
         Take in one step of every environment, in place.
@@ -227,6 +269,8 @@ class IncrementalEncoder:
         if episode_start is not None:
             cache.start.copy_(th.where(episode_start, cache.position, cache.start))
             cache.landmark_ages.masked_fill_(episode_start.unsqueeze(1), -1.0)
+        if self.surprise is not None:
+            self._be_surprised(self.surprise, cache, features, rows, slot, episode_start)
         cache.features[rows, slot] = features
         cache.events[rows, slot] = events
         mlp_latent = self.mlp(self.network.with_age(self._stacked_frames(cache, features, slot), cache.age))
@@ -240,5 +284,7 @@ class IncrementalEncoder:
             mask[..., : self.n_landmarks] = (cache.landmark_ages >= 0)[:, None, None]
         layers = [_NextSlot(cache, layer, rows, slot, used) for layer in range(len(self.encoder.blocks))]
         hidden = self.encoder.step(tokens, rotary, mask, layers).squeeze(1)
+        if self.surprise is not None:
+            cache.hidden.copy_(hidden)
         cache.position.add_(1)
         return self.network.combine(mlp_latent, hidden)
