@@ -12,22 +12,31 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
 
 import sb3_attention_ac.envs  # noqa: F401  (registers the environments)
 from sb3_attention_ac import AttentionActorCritic
 from sb3_attention_ac.networks.kv_cache import KVCache
 
-ENV_ID, LENGTH, N_LANDMARKS = "EndlessTMaze3x50-v0", 50, 8
+ENV_ID = "EndlessTMaze3x50-v0"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "kept_steps.png"
 
 
 def train(seed: int, steps: int) -> AttentionActorCritic:
     """:return: The agent of ``benchmarks/rewriting``"""
-    memory = dict(memory_actor=True, share_encoder=True, context_length=8, age_input=True)
-    landmarks = dict(n_landmarks=N_LANDMARKS, landmark_rule="surprise")
-    env = make_vec_env(ENV_ID, 16, seed=seed)
-    options = dict(n_steps=128, n_epochs=5, batch_size=256, seed=seed, device="cpu")
-    model = AttentionActorCritic("MlpPolicy", env, lambda rest: 1e-3 * rest, policy_kwargs=memory | landmarks, **options)
+    model = AttentionActorCritic(
+        "MlpPolicy",
+        make_vec_env(ENV_ID, 16, seed=seed),
+        LinearSchedule(1e-3, 0.0, 1.0),
+        n_steps=128,
+        batch_size=256,
+        n_epochs=5,
+        policy_kwargs=dict(
+            memory_actor=True, share_encoder=True, context_length=8, age_input=True, n_landmarks=8, landmark_rule="surprise"
+        ),
+        seed=seed,
+        device="cpu",
+    )
     return model.learn(steps)
 
 
@@ -60,8 +69,8 @@ def draw(cues: list[int], kept: list[list[int]], path: Path) -> None:
     pairs = np.array([(step, age) for step, ages in enumerate(kept) for age in ages])
     is_cue = np.isin(pairs[:, 1], cues)
     axes.plot([0, len(kept)], [0, len(kept)], color="0.8", lw=1)
-    axes.scatter(*pairs[~is_cue].T, s=3, color="0.6", label="kept: other steps")
-    axes.scatter(*pairs[is_cue].T, s=6, color="C3", label="kept: steps that show a cue")
+    axes.scatter(pairs[~is_cue, 0], pairs[~is_cue, 1], s=3, color="0.6", label="kept: other steps")
+    axes.scatter(pairs[is_cue, 0], pairs[is_cue, 1], s=6, color="C3", label="kept: steps that show a cue")
     axes.scatter(cues, cues, marker="*", s=90, color="C0", zorder=3, label="a cue is shown")
     axes.set(xlabel="step of the episode", ylabel="step that is kept as a landmark")
     axes.legend(loc="upper left", frameon=False)

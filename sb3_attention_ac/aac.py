@@ -274,7 +274,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If an argument is out of range or does not go with the others
         """
         architecture, targets = self.policy.architecture, self.policy.aux_targets
-        check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, architecture.n_layers)
+        check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, architecture)
         if self.batch_size is None:
             rollout = self.n_steps * (1 if self.env is None else self.n_envs)
             self.batch_size = architecture.default_batch_size
@@ -347,7 +347,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
                 log_probs,
                 masks,
                 output.logit_offsets,
-                output.surprise,
+                **({} if output.surprise is None else {"surprise": output.surprise}),
             )
             self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones

@@ -99,7 +99,7 @@ def check_landmark_rule(architecture: Architecture, targets: Sequence[str]) -> N
     if rule == "first":
         return
     needs = {
-        "n_landmarks of at least 1": architecture.n_landmarks > 0,
+        "n_landmarks of at least 2 (one for the first step)": architecture.n_landmarks >= 2,
         "memory_actor=True": architecture.memory_actor,
         'aux_loss="next_step" (alone or with others)': "next_step" in targets,
     }
@@ -190,7 +190,7 @@ def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | 
 
 
 def check_auxiliary(
-    targets: tuple[str, ...], aux_coef: float | None, mask_ratio: float, temperature: float, n_layers: int
+    targets: tuple[str, ...], aux_coef: float | None, mask_ratio: float, temperature: float, architecture: Architecture
 ) -> None:
     """
     Check the self-supervised loss, see :class:`~sb3_attention_ac.aac.AttentionActorCritic`.
@@ -204,7 +204,9 @@ def check_auxiliary(
         raise ValueError(f"mask_ratio={mask_ratio} was given, but it must be between 0 and 1, both excluded.")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} was given, but it must be greater than 0.")
-    if targets and n_layers == 0:
+    if aux_coef == 0 and architecture.landmark_rule == "surprise":
+        raise ValueError("landmark_rule='surprise' needs next-step prediction, which with aux_coef=0 learns nothing.")
+    if targets and architecture.n_layers == 0:
         raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
 
 

@@ -110,7 +110,8 @@ class MaskedAsTrained(MaskableEvalCallback):
 
     def _on_step(self) -> bool:
         """:return: Whether training goes on"""
-        self.use_masking = bool(getattr(self.model, "use_masking", False)) and forbids_actions(self.eval_env)
+        evaluates = self.eval_freq > 0 and self.n_calls % self.eval_freq == 0
+        self.use_masking = evaluates and bool(getattr(self.model, "use_masking", False)) and forbids_actions(self.eval_env)
         return super()._on_step() if self.use_masking else EvalCallback._on_step(self)
 
 
@@ -124,11 +125,12 @@ def _register_sampler(module: ModuleType) -> None:
     module.HYPERPARAMS_CONVERTER.setdefault(ZOO_KEY, convert_aac_params)
 
 
-def _register_manager(module: ModuleType) -> None:
+def _register_manager(module: Any) -> None:
     _register_hyperparams(module)
     if getattr(module, "EvalCallback", None) is EvalCallback:
-        module.EvalCallback = MaskedAsTrained  # type: ignore[attr-defined]
-        module.TrialEvalCallback = type("TrialEvalCallback", (module.TrialEvalCallback, MaskedAsTrained), {})  # type: ignore[attr-defined]
+        attributes = {"__module__": module.__name__}
+        module.EvalCallback = MaskedAsTrained
+        module.TrialEvalCallback = type("TrialEvalCallback", (module.TrialEvalCallback, MaskedAsTrained), attributes)
 
 
 def _register_hyperparams(module: ModuleType) -> None:

@@ -50,7 +50,11 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"policy_kwargs": {"landmark_rule": "last"}}, ["landmark_rule='last'", "['first', 'surprise']"]),
         (
             {"policy_kwargs": {"landmark_rule": "surprise"}},
-            ["landmark_rule='surprise' needs n_landmarks of at least 1 and memory_actor=True and aux_loss=\"next_step\""],
+            ["landmark_rule='surprise' needs n_landmarks of at least 2", 'and memory_actor=True and aux_loss="next_step"'],
+        ),
+        (
+            {"aux_coef": 0.0, "policy_kwargs": {"landmark_rule": "surprise", "n_landmarks": 2, "memory_actor": True}},
+            ["landmark_rule='surprise' needs next-step prediction", "aux_coef=0"],
         ),
         (
             {"aux_loss": None, "policy_kwargs": {"landmark_rule": "surprise", "n_landmarks": 4, "memory_actor": True}},

@@ -9,8 +9,10 @@ from test_buffers import add_step, make
 from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, recorded
 
 from sb3_attention_ac.acting import MemoryActor
+from sb3_attention_ac.auxiliary.next_step_prediction import LARGEST_SURPRISE
 from sb3_attention_ac.evaluation import evaluate_actions
-from sb3_attention_ac.landmarks import FADING, choose
+from sb3_attention_ac.landmarks import FADING, choose, costs_of
+from sb3_attention_ac.networks.kv_cache import IncrementalEncoder
 from sb3_attention_ac.networks.preprocessing import encode_actions, stack_frames
 from sb3_attention_ac.type_aliases import TrajectoryWindows
 
@@ -61,10 +63,42 @@ def check_first_ratio(n_landmarks: int, actor: str, rollout: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("n_landmarks", [1, 3])
+@pytest.mark.parametrize("n_landmarks", [2, 3])
 @pytest.mark.parametrize("rollout", ROLLOUTS)
 def test_first_ratio_is_one(n_landmarks, actor, rollout):
     check_first_ratio(n_landmarks, actor, rollout)
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS)
+def test_acting_chooses_what_the_buffer_chooses(rollout, monkeypatch):
+    """By surprise, to the last bit, while parameters change between rollouts"""
+    chosen, original = [], IncrementalEncoder._choose_landmarks
+
+    def noting(self, cache, rows):
+        original(self, cache, rows)
+        chosen.append((cache.landmark_ages.clone(), cache.surprises[:, : self.n_landmarks].clone()))
+
+    monkeypatch.setattr(IncrementalEncoder, "_choose_landmarks", noting)
+    rng, compared = np.random.default_rng(1), 0
+    options = {"memory_actor": True, "n_landmarks": 3, "landmark_rule": "surprise", "chunk_length": rollout["chunk_length"]}
+    policy = make_policy(rollout["context_length"], ACTION_SPACES["Discrete"], **options)
+    buffer, starts = make_buffer(policy, rollout["n_steps"], rollout["n_envs"]), np.ones(rollout["n_envs"], dtype=bool)
+    for _ in range(4):
+        with th.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.05 * th.randn_like(parameter))
+        chosen.clear()
+        starts = fill(buffer, rng, starts, rollout["episode_end"], policy.start_acting)
+        landmarks, ids = buffer.tensors().landmarks, th.as_tensor(buffer.storage.arrays["episode_ids"])
+        for chunk, (ages, surprises) in enumerate(chosen, start=1):
+            row = buffer.n_history + chunk * buffer.chunk_length
+            goes_on = (ids[row] == ids[row - 1])[:, None]  # else an episode starts, which forgets them
+            is_there = landmarks.episode_ids[chunk] == ids[row - 1][:, None]
+            assert th.equal((ages >= 0) & goes_on, is_there & goes_on)
+            compared += int((is_there & goes_on).sum())
+            assert th.equal(ages[is_there & goes_on], landmarks.ages[chunk][is_there & goes_on])
+            assert th.equal(surprises[is_there & goes_on], landmarks.surprises[chunk][is_there & goes_on])
+    assert compared > 5 or buffer.chunk_length == rollout["n_steps"]
 
 
 def test_a_stale_landmark_is_found(monkeypatch):
@@ -179,8 +213,29 @@ def test_an_observation_is_as_surprising_as_the_error_of_its_prediction():
     actions = th.tensor([[0.0], [1.0], [2.0], [1.0], [0.0]])
     encoded = encode_actions(actions, policy.action_space)
     expected = head.predict(hidden.unsqueeze(1), before.unsqueeze(1), encoded.unsqueeze(1)).features.squeeze(1)
-    errors = (expected - after) / head.features_normalizer.std
-    th.testing.assert_close(policy._surprise(hidden, before, after, actions), errors.square().mean(1))
+    squared = ((expected - after) / head.features_normalizer.std).square()
+    surprises = (1 / (1 / squared + 1 / LARGEST_SURPRISE)).mean(1)
+    th.testing.assert_close(policy._surprise(hidden, before, after, actions), surprises)
+    # One that has never changed
+    head.features_normalizer.running_var[1] = 0.0
+    surprises = policy._surprise(hidden, before, after, actions)
+    assert surprises.isfinite().all() and surprises.max() < LARGEST_SURPRISE and len(surprises.unique()) == 5
+
+
+def test_equal_surprises_are_chosen_by_age():
+    ages = th.tensor([[7.0, 3.0, 5.0, 2.0, 0.0]])
+    costs = costs_of(ages, th.tensor([[4.0, 4.0, 4.0, 0.0, th.inf]]))
+    assert choose(costs, ages >= 0, 4).tolist() == [[4, 1, 2, 0]]
+    assert np.array_equal(costs_of(ages.numpy(), np.full((1, 5), 4.0, np.float32)), costs_of(ages, th.full((1, 5), 4.0)))
+
+
+def test_a_buffer_is_told_what_it_needs():
+    with pytest.raises(ValueError, match=r"landmark_rule='last'.*'first', 'surprise'"):
+        make(landmark_rule="last")
+    buffer = make(n_landmarks=2, landmark_rule="surprise")
+    buffer.reset()
+    with pytest.raises(ValueError, match="needs to be told surprise"):
+        add_step(buffer, 0, np.ones(2))
 
 
 def test_landmarks_need_attention():

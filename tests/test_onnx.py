@@ -185,6 +185,11 @@ def test_a_memory_actor_over_several_chunks(memory):
 
 
 @pytest.mark.slow
+def test_landmarks_of_the_first_steps(tmp_path):
+    check(make_model("MultiDiscrete", memory_actor=True, n_landmarks=3), tmp_path)
+
+
+@pytest.mark.slow
 def test_environments_at_different_places_in_their_chunks(memory):
     """A state of ``predict`` can be gone on with, and only those caches that are full are made anew."""
     model, exported = memory

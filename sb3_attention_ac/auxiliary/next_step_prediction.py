@@ -17,6 +17,7 @@ from sb3_attention_ac.distributed import averaged
 from sb3_attention_ac.type_aliases import AuxiliaryLoss, TrajectoryWindows
 
 HIDDEN_DIM = 64
+LARGEST_SURPRISE = 25.0  # of a single feature, five standard deviations: one that hardly ever changes must not decide alone
 
 
 class NextStep(NamedTuple):
@@ -97,12 +98,14 @@ class NextStepPrediction(nn.Module):
         :param before: Features of that step, [N, F]
         :param features: Features of the step itself, [N, F]
         :param actions: Encoded actions between them, [N, action_dim]
-        :return: Mean squared error of what was expected of the features, in units of their variance, [N]
+        :return: Mean squared error of what was expected of the features, in units of their variance, [N]; that of each feature
+            levels off below ``LARGEST_SURPRISE``
         """
         change = (features - before) / self.features_normalizer.std
         before = self.features_normalizer(before.unsqueeze(1)).squeeze(1)
-        error: th.Tensor = (self(hidden, before, actions).features - change).square().mean(dim=-1)
-        return error
+        squared = (self(hidden, before, actions).features - change).square()
+        surprise: th.Tensor = (squared.reciprocal() + 1 / LARGEST_SURPRISE).reciprocal().mean(dim=-1)
+        return surprise
 
     @th.no_grad()
     def predict(self, hidden: th.Tensor, features: th.Tensor, actions: th.Tensor) -> NextStep:

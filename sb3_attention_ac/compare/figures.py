@@ -111,6 +111,7 @@ def task_intervals(scores: pd.DataFrame) -> Figure:
         axis.set_yticks([])
         axis.set_ylim(len(algorithms) - 0.5, -0.5)
         axis.tick_params(axis="x", labelsize=8)
+        axis.locator_params(axis="x", nbins=4)  # numbers that differ late are long
     _legend_above(figure, colours, algorithms)
     return figure
 

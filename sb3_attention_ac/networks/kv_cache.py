@@ -204,7 +204,7 @@ class IncrementalEncoder:
         costs = costs_of(ages, None if self.surprise is None else cache.surprises[rows, :end])
         order = choose(costs, ages >= 0, k)  # [M, k]
         if self.surprise is not None:
-            cache.surprises[rows, :k] = -costs.gather(1, order) * FADING
+            cache.surprises[rows, :k] = cache.surprises[rows, :end].gather(1, order) * FADING
         every_row = th.arange(order.shape[0], device=order.device).unsqueeze(1)
         cache.features[rows, :k] = cache.features[rows][every_row, order]
         cache.events[rows, :k] = cache.events[rows][every_row, order]
@@ -242,19 +242,6 @@ class IncrementalEncoder:
             earlier = th.where((slots >= cache.start.unsqueeze(1)).unsqueeze(-1), earlier, 0.0)  # [N, n, F]
         return th.cat([features, earlier.transpose(1, 2).flatten(1)], dim=1)
 
-    @staticmethod
-    def _be_surprised(
-        surprise: Surprise,
-        cache: KVCache,
-        features: th.Tensor,
-        rows: Rows,
-        slot: th.Tensor | int,
-        episode_start: th.Tensor | None,
-    ) -> None:
-        """How unexpected the new step is; of the first step of an episode nothing is expected"""
-        unexpected = surprise(cache.hidden, cache.features[rows, slot - 1], features, cache.previous_action)
-        cache.surprises[rows, slot] = unexpected if episode_start is None else unexpected.masked_fill(episode_start, th.inf)
-
     def step(self, cache: KVCache, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor | None) -> EncoderOutput:
         """
         Take in one step of every environment, in place.
@@ -270,7 +257,9 @@ class IncrementalEncoder:
             cache.start.copy_(th.where(episode_start, cache.position, cache.start))
             cache.landmark_ages.masked_fill_(episode_start.unsqueeze(1), -1.0)
         if self.surprise is not None:
-            self._be_surprised(self.surprise, cache, features, rows, slot, episode_start)
+            unexpected = self.surprise(cache.hidden, cache.features[rows, slot - 1], features, cache.previous_action)
+            knows_nothing = cache.start == cache.position  # of a step before, as at the start of an episode
+            cache.surprises[rows, slot] = unexpected.masked_fill(knows_nothing, th.inf)
         cache.features[rows, slot] = features
         cache.events[rows, slot] = events
         mlp_latent = self.mlp(self.network.with_age(self._stacked_frames(cache, features, slot), cache.age))
