@@ -88,6 +88,9 @@ class LandmarkStorage:
         valid = (ids == present) & (present != NO_EPISODE)
         costs = costs_of(candidates["ages"], candidates.get("surprises"))
         order = np.argsort(np.where(valid, costs, np.inf), axis=1, kind="stable")[:, : self.n_landmarks]  # [n_envs, K]
+        if "surprises" in candidates:
+            in_order = np.where(np.take_along_axis(valid, order, axis=1), order, -1)
+            order = np.take_along_axis(order, np.argsort(in_order, axis=1, kind="stable"), axis=1)
         envs = np.arange(len(order))[:, None]
         candidates["episode_ids"] = np.where(valid, ids, NO_EPISODE)
         for name, part in candidates.items():
@@ -134,14 +137,19 @@ def costs_of(ages: Numbers, surprises: Numbers | None) -> Numbers:
     return ages if surprises is None else ages % 1000.0 * 1e-5 - surprises
 
 
-def choose(costs: th.Tensor, valid: th.Tensor, n_landmarks: int) -> th.Tensor:
+def choose(costs: th.Tensor, valid: th.Tensor, n_landmarks: int, by_surprise: bool) -> th.Tensor:
     """
     The same choice while acting.
 
     :param costs: Of the landmarks so far and the steps that have left the context, [N, K + n_leaving]
     :param valid: Whether each is of the present episode, [N, K + n_leaving]
     :param n_landmarks: K
+    :param by_surprise: Whether the costs are of surprises: the order of those that stay is then that of the candidates, which
+        is that of the episode, after empty places. So positions tell which came later
     :return: Which of them stay, in this order, [N, K]
     """
     # Costs in an episode differ: the order of equal ones, which are not valid, says nothing. ONNX knows no stable sort
-    return th.where(valid, costs, th.inf).argsort(dim=1)[:, :n_landmarks]
+    order = th.where(valid, costs, th.inf).argsort(dim=1)[:, :n_landmarks]
+    if by_surprise:
+        order = order.gather(1, th.where(valid.gather(1, order), order, -1).argsort(dim=1))
+    return order

@@ -248,7 +248,7 @@ def test_landmarks_are_the_first_step_and_the_most_surprising_ones():
         seen.append((cache.landmark_ages[0].tolist(), cache.surprises[0, 1].item()))
     assert seen[1:11:2] == [
         ([-1, -1], 0),
-        ([0, -1], 0),  # nothing else has left the context
+        ([-1, 0], th.inf),  # nothing else has left the context
         ([0, 2], pytest.approx(5.0 * FADING)),
         ([0, 4], pytest.approx(4.6 * FADING)),  # 5 has faded to 4.5
         ([0, 4], pytest.approx(4.6 * FADING**2)),  # 4.14 is more than 4.1
