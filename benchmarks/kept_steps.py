@@ -1,7 +1,7 @@
 """
 Which steps does an agent keep as landmarks? Train one on three corridors of 50 steps, play an episode, and draw them:
 
-    python benchmarks/kept_steps.py    (about two minutes; writes docs/images/kept_steps.png)
+    python benchmarks/kept_steps.py    (about three minutes; writes docs/images/kept_steps.png)
 """
 
 import argparse
@@ -80,7 +80,7 @@ def draw(cues: list[int], kept: list[list[int]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200_000)
+    parser.add_argument("--steps", type=int, default=400_000)
     parser.add_argument("--out", type=Path, default=PICTURE)
     arguments = parser.parse_args()
     th.set_num_threads(1)

@@ -45,6 +45,7 @@ LABELS = {
     "ppo-same": "PPO, AAC's setting",
     "ppo-stack4": "PPO, 4 frames",
     "ppo-stack8": "PPO, 8 frames",
+    "ppo-stack12": "PPO, 12 frames",
     "ppo_lstm": "RecurrentPPO",
     "a2c": "A2C",
     "rl-zoo": "RL Zoo's figure (one run)",

@@ -6,6 +6,7 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
+import sb3_attention_ac.envs  # noqa: F401  (registers the mazes)
 from sb3_attention_ac import AAC
 
 FAST = {
@@ -51,3 +52,24 @@ def test_save_load_continue(tmp_path):
         wholes.append(score(whole, "CartPole-v1"))
         parts.append(score(halves, "CartPole-v1"))
     assert sum(parts) > 0.8 * sum(wholes)
+
+
+@pytest.mark.slow
+def test_landmarks_by_surprise_keep_a_cue_that_comes_later():
+    """The second corridor has a cue of its own and is longer than the window: guessing it gives 1 of 2."""
+    corridors = {"n_corridors": 2, "corridor_length": 40}
+    model = AAC(
+        "MlpPolicy",
+        make_vec_env("EndlessTMaze-v0", 16, seed=0, env_kwargs=corridors),
+        n_steps=128,
+        n_epochs=5,
+        learning_rate=lambda progress_remaining: 1e-3 * progress_remaining,
+        policy_kwargs=dict(
+            memory_actor=True, share_encoder=True, context_length=4, age_input=True, n_landmarks=6, landmark_rule="surprise"
+        ),
+        seed=0,
+        device="cpu",
+    )
+    model.learn(150_000)
+    env = make_vec_env("EndlessTMaze-v0", 10, seed=1, env_kwargs=corridors)
+    assert evaluate_policy(model, env, n_eval_episodes=50)[0] > 1.7
