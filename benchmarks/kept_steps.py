@@ -56,7 +56,7 @@ def play(model: AttentionActorCritic, seed: int) -> tuple[list[int], list[list[i
             cues.append(len(kept))
         action, state = model.predict(obs, state, np.array([start]), deterministic=True)
         assert state is not None
-        ages = KVCache._make(state).landmark_ages[0]  # ages are step numbers, as the episode is the first
+        ages = KVCache._make(state).landmark_ages[0]  # an age is the step's number
         kept.append([int(age) for age in ages if age >= 0])
         obs, _, terminated, truncated, _ = env.step(action)
         start, over = False, terminated or truncated

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac.gae import generalized_advantages
-from sb3_attention_ac.landmarks import RULES, LandmarkStorage
+from sb3_attention_ac.landmarks import LandmarkStorage, check_rule
 from sb3_attention_ac.step_storage import RolloutTensors, StepStorage
 from sb3_attention_ac.type_aliases import TrajectoryWindows, TransitionSamples, WindowSamples, map_obs, split_batch
 
@@ -65,8 +65,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
                 f"n_context={n_context} and chunk_length={chunk_length} were given, "
                 "but n_context must be at least 0 and chunk_length at least 1."
             )
-        if landmark_rule not in RULES:
-            raise ValueError(f"landmark_rule={landmark_rule!r} was given, but it must be one of {list(RULES)}.")
+        check_rule(landmark_rule)
         self.n_context = n_context
         self.chunk_length = equal_chunks(buffer_size, chunk_length)
         self.n_history = n_context + 1 + (self.chunk_length if n_landmarks > 0 else 0)

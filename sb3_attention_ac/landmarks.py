@@ -23,6 +23,12 @@ Numbers = TypeVar("Numbers", np.ndarray, th.Tensor)
 FADING = 0.9  # of a landmark's surprise, at each choice
 
 
+def check_rule(landmark_rule: str) -> None:
+    """:raises ValueError: If there is no such rule"""
+    if landmark_rule not in RULES:
+        raise ValueError(f"landmark_rule={landmark_rule!r} was given, but it must be one of {list(RULES)}.")
+
+
 class LandmarkStorage:
     """
     The landmarks of each chunk of a rollout.
@@ -86,16 +92,13 @@ class LandmarkStorage:
         ids = candidates["episode_ids"]
         present = self.storage.arrays["episode_ids"][row - 1][:, None]
         valid = (ids == present) & (present != NO_EPISODE)
-        costs = costs_of(candidates["ages"], candidates.get("surprises"))
-        order = np.argsort(np.where(valid, costs, np.inf), axis=1, kind="stable")[:, : self.n_landmarks]  # [n_envs, K]
-        if "surprises" in candidates:
-            in_order = np.where(np.take_along_axis(valid, order, axis=1), order, -1)
-            order = np.take_along_axis(order, np.argsort(in_order, axis=1, kind="stable"), axis=1)
+        costs, by_surprise = costs_of(candidates["ages"], candidates.get("surprises")), "surprises" in candidates
+        order = choose(th.from_numpy(costs), th.from_numpy(valid), self.n_landmarks, by_surprise).numpy()  # [n_envs, K]
         envs = np.arange(len(order))[:, None]
         candidates["episode_ids"] = np.where(valid, ids, NO_EPISODE)
         for name, part in candidates.items():
             map_obs(lambda array, new: array.__setitem__(chunk, new[envs, order]), self.arrays[name], part)
-        if "surprises" in candidates:
+        if by_surprise:
             self.arrays["surprises"][chunk] *= np.float32(FADING)
 
     def tensors(self, device: th.device) -> TrajectoryWindows:
@@ -139,7 +142,7 @@ def costs_of(ages: Numbers, surprises: Numbers | None) -> Numbers:
 
 def choose(costs: th.Tensor, valid: th.Tensor, n_landmarks: int, by_surprise: bool) -> th.Tensor:
     """
-    The same choice while acting.
+    Choose the landmarks, of a rollout and while acting.
 
     :param costs: Of the landmarks so far and the steps that have left the context, [N, K + n_leaving]
     :param valid: Whether each is of the present episode, [N, K + n_leaving]

@@ -41,9 +41,8 @@ class _GraphEncoder(IncrementalEncoder):
         shifted = KVCache._make(part.clone() for part in cache)
         self._shift(shifted, slice(None))
         full = cache.position == self.n_slots  # [N]
-        for name in KVCache._fields:
-            part = getattr(cache, name)
-            part.copy_(th.where(full.view(-1, *[1] * (part.dim() - 1)), getattr(shifted, name), part))
+        for part, new in zip(cache, shifted, strict=True):
+            part.copy_(th.where(full.view(-1, *[1] * (part.dim() - 1)), new, part))
         return th.arange(full.shape[0], device=full.device), cache.position
 
 

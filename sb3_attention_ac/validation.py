@@ -13,7 +13,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.argument_names import closest_names, default_arguments
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.landmarks import RULES
+from sb3_attention_ac.landmarks import check_rule
 
 PREDICTION_TARGETS = ("return", "observation", "action", "reward")
 AUX_LOSSES: dict[str, tuple[str, ...]] = {
@@ -94,8 +94,7 @@ def check_landmark_rule(architecture: Architecture, targets: Sequence[str]) -> N
     :raises ValueError: If the rule is unknown, or what it needs is missing
     """
     rule = architecture.landmark_rule
-    if rule not in RULES:
-        raise ValueError(f"landmark_rule={rule!r} was given, but it must be one of {list(RULES)}.")
+    check_rule(rule)
     if rule == "first":
         return
     needs = {

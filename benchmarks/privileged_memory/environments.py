@@ -53,12 +53,5 @@ class TellsAnswer(gym.ObservationWrapper[Any, Any, Any]):
         return {"observation": self._seen[-1].copy(), "privileged": asked_for.copy()}
 
 
-def _told(name: str) -> gym.Env[Any, Any]:
-    return TellsAnswer(gym.make(name)) if name.startswith("popgym") else TellsCue(gym.make(name))
-
-
-for _id, _name in (
-    ("ToldEndlessTMaze5-v0", "EndlessTMaze5-v0"),
-    ("ToldRepeatPreviousMedium-v0", "popgym-RepeatPreviousMedium-v0"),
-):
-    gym.register(_id, lambda name=_name, **_: _told(name))
+gym.register("ToldEndlessTMaze5-v0", lambda **_: TellsCue(gym.make("EndlessTMaze5-v0")))
+gym.register("ToldRepeatPreviousMedium-v0", lambda **_: TellsAnswer(gym.make("popgym-RepeatPreviousMedium-v0")))
