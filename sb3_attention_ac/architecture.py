@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryNetwork, widened
-from sb3_attention_ac.networks.preprocessing import AGE_FEATURES, EventEncoder
+from sb3_attention_ac.networks.preprocessing import AgeEncoder, EventEncoder
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.value_gate import ValueGate
 
@@ -48,7 +48,7 @@ class Architecture(ABC):
     local_window: int
     share_encoder: bool
     attention_q: bool
-    age_input: bool
+    age_input: bool | str
     n_landmarks: int
     landmark_rule: str
     use_sde: bool
@@ -111,7 +111,7 @@ class Architecture(ABC):
         :return: Encodes what a step knows beside its observation. With gSDE neither action nor reward: its noise is held
             over several steps, so they reveal the next action's noise, and a value that knows it leaves no advantage
         """
-        return EventEncoder(action_space, not self.use_sde, reads_rewards and not self.use_sde, self.age_input)
+        return EventEncoder(action_space, not self.use_sde, reads_rewards and not self.use_sde, AgeEncoder(self.age_input))
 
     def encoder(self, latent_dim: int, event_dim: int, dropout: float = 0.0) -> TrajectoryEncoder | None:
         """
@@ -166,22 +166,22 @@ class MemoryActorArchitecture(Architecture):
         return max(self.context_length, SHORTEST_CHUNK)
 
     def build(self, mlp_extractor: Any, features_dims: tuple[int, int], action_space: spaces.Space[Any]) -> Networks:
-        n = self.local_window
-        self._widen(mlp_extractor, features_dims)
+        n, age_encoder = self.local_window, AgeEncoder(self.age_input)
+        self._widen(mlp_extractor, features_dims, age_encoder.dim)
         latent_dims = mlp_extractor.latent_dim_pi, mlp_extractor.latent_dim_vf
         # The policy that learns has to be the one that acted: no dropout in its encoder
         encoder = self.encoder(latent_dims[0], self.events(action_space, reads_rewards=False).dim)
-        actor = HistoryNetwork(latent_dims[0], n, encoder, self.hidden_dim, reads_age=self.age_input)
+        actor = HistoryNetwork(latent_dims[0], n, encoder, self.hidden_dim, age_encoder=age_encoder)
         own = None
         if not self.share_encoder:
             own = self.encoder(latent_dims[1], self.events(action_space, reads_rewards=True).dim, self.dropout)
-        return Networks(actor, HistoryNetwork(latent_dims[1], n, own, self.hidden_dim, reads_age=self.age_input), None)
+        return Networks(actor, HistoryNetwork(latent_dims[1], n, own, self.hidden_dim, age_encoder=age_encoder), None)
 
-    def _widen(self, mlp_extractor: Any, features_dims: tuple[int, int]) -> None:
+    def _widen(self, mlp_extractor: Any, features_dims: tuple[int, int], age_dim: int) -> None:
         """Let the MLPs read the frames before the current one, and the age of the episode."""
-        n, extra = self.local_window, AGE_FEATURES if self.age_input else 0
+        n = self.local_window
         wide = {f"local_window={n}": "local_window=1"} if n > 1 else {}
-        wide |= {"age_input=True": "age_input=False"} if self.age_input else {}
+        wide |= {f"age_input={self.age_input!r}": "age_input=False"} if self.age_input else {}
         if not wide:
             return
         for name, features_dim in zip(("policy_net", "value_net"), features_dims, strict=True):
@@ -191,7 +191,7 @@ class MemoryActorArchitecture(Architecture):
                     f"{' and '.join(wide)} widens the first layer of mlp_extractor.{name}, which has to be a "
                     f"torch.nn.Sequential, but is {type(mlp).__name__}: use {' and '.join(wide.values())}."
                 )
-            setattr(mlp_extractor, name, widened(mlp, features_dim, features_dim * n + extra))
+            setattr(mlp_extractor, name, widened(mlp, features_dim, features_dim * n + age_dim))
 
     def parameter_groups(self, parameters: Sequence[nn.Parameter], attention: Sequence[nn.Module | None]) -> Any:
         return parameters

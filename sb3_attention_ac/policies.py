@@ -77,7 +77,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param share_encoder: With ``memory_actor``, one encoder for actor and critic instead of two
     :param attention_q: Whether to tilt the action distribution by an advantage read from what attention has seen, see
         :class:`~sb3_attention_ac.attention_q.AttentionQ`; the critic then reads no rewards, as ``predict`` is given none
-    :param age_input: Whether the encoder, and a memory actor's MLPs, read how many steps the episode has lasted
+    :param age_input: Whether the encoder, and a memory actor's MLPs, read how many steps the episode has lasted. "sinusoidal"
+        also tells which step of the episode it is, see :class:`~sb3_attention_ac.networks.preprocessing.AgeEncoder`
     :param n_landmarks: How many steps of the episode stay readable after they have left the context
     :param landmark_rule: Which ones: "first", its first steps, or "surprise", with ``memory_actor`` and next-step prediction:
         its first step and those that were expected least
@@ -105,7 +106,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         memory_actor: bool = False,
         share_encoder: bool = False,
         attention_q: bool = False,
-        age_input: bool = False,
+        age_input: bool | str = False,
         n_landmarks: int = 0,
         landmark_rule: str = "first",
         actor_keys: Sequence[str] | None = None,
@@ -116,7 +117,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ):
         check_not_overridden(type(self), AttentionActorCriticPolicy)
-        check_flags(memory_actor=memory_actor, share_encoder=share_encoder, attention_q=attention_q, age_input=age_input)
+        check_flags(memory_actor=memory_actor, share_encoder=share_encoder, attention_q=attention_q)
         self.architecture = make_architecture(
             memory_actor,
             context_length=context_length,

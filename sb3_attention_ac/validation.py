@@ -14,6 +14,7 @@ from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.argument_names import closest_names, default_arguments
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.landmarks import check_rule
+from sb3_attention_ac.networks.preprocessing import AGE_INPUTS
 
 PREDICTION_TARGETS = ("return", "observation", "action", "reward")
 AUX_LOSSES: dict[str, tuple[str, ...]] = {
@@ -66,6 +67,8 @@ def check_network(architecture: Architecture) -> None:
         at_least["dim_feedforward"] = (given.dim_feedforward, 1)
     check_integers(at_least)
     check_numbers(dropout=given.dropout)
+    if given.age_input not in AGE_INPUTS:
+        raise ValueError(f"age_input={given.age_input!r} was given, but it must be one of {list(AGE_INPUTS)}.")
     if given.d_model % given.n_heads != 0:
         divisors = [n for n in range(1, given.d_model + 1) if given.d_model % n == 0]
         raise ValueError(

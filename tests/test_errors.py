@@ -71,6 +71,7 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"policy_kwargs": {"aux_loss": "live"}}, ["'aux_loss'", "constructor", "AAC(..., aux_loss=...)"]),
         ({"policy_kwargs": {"n_steps": 64}}, ["'n_steps'", "AAC(..., n_steps=...)"]),
         ({"policy_kwargs": {"temperature": 0.2}}, ["'temperature'", "AAC(..., temperature=...)"]),
+        ({"policy_kwargs": {"age_input": "sine"}}, ["age_input='sine'", "[False, True, 'sinusoidal']"]),
         ({"policy_kwargs": {"memory_actor": "False"}}, ["memory_actor='False'", "True or False"]),
         ({"policy_kwargs": {"context_length": 3.5}}, ["context_length=3.5", "integer"]),
         ({"policy_kwargs": {"context_length": "8"}}, ["context_length='8'", "integer"]),

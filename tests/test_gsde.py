@@ -36,7 +36,7 @@ def test_values_know_nothing_of_the_noise_but_the_present_step(context_length, e
     Observations, actions and rewards since the noise was sampled tell it. Nothing of them moves a value but the step's own
     observation, which the actor had before.
     """
-    policy = make_policy(context_length, ACTION_SPACES["Box"], n_layers=n_layers, use_sde=True, age_input=True)
+    policy = make_policy(context_length, ACTION_SPACES["Box"], n_layers=n_layers, use_sde=True, age_input="sinusoidal")
     buffer = filled(policy, n_steps, every, data.draw(st.integers(0, 99)), episode_end)
     starts, length = buffer.chunks()[0]
     windows, _ = buffer.windows(np.repeat(starts, 3), np.tile(np.arange(3), len(starts)), length)

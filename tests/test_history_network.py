@@ -6,7 +6,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryEncoder, HistoryNetwork, frozen, widened
-from sb3_attention_ac.networks.preprocessing import EventEncoder, encode_ages, stack_frames
+from sb3_attention_ac.networks.preprocessing import AgeEncoder, EventEncoder, stack_frames
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import TrajectoryWindows
 
@@ -34,10 +34,10 @@ def encoder_of(latent_dim: int = 6, event_dim: int = 2) -> TrajectoryEncoder:
 
 
 def network_of(
-    n_frames: int = 1, detach_mlp: bool = False, perturb: bool = True, reads_age: bool = False
+    n_frames: int = 1, detach_mlp: bool = False, perturb: bool = True, age_input: bool | str = False
 ) -> tuple[HistoryNetwork, nn.Sequential]:
-    network = HistoryNetwork(6, n_frames, encoder_of(), 8, detach_mlp, reads_age)
-    mlp = nn.Sequential(nn.Linear(3 * n_frames + 2 * reads_age, 6), nn.Tanh())
+    network = HistoryNetwork(6, n_frames, encoder_of(), 8, detach_mlp, AgeEncoder(age_input))
+    mlp = nn.Sequential(nn.Linear(3 * n_frames + network.age_encoder.dim, 6), nn.Tanh())
     if perturb:
         nn.init.normal_(network.output_proj.weight)
     return network, mlp
@@ -108,13 +108,13 @@ def test_it_starts_as_its_mlp(n_frames):
 
 @pytest.mark.parametrize("n_frames", [1, 3])
 @pytest.mark.parametrize("noise", [False, True])
-@pytest.mark.parametrize("reads_age", [False, True])
-def test_what_attention_adds_by_hand(n_frames, noise, reads_age):
-    network, mlp = network_of(n_frames, reads_age=reads_age)
+@pytest.mark.parametrize("age_input", [False, True, "sinusoidal"])
+def test_what_attention_adds_by_hand(n_frames, noise, age_input):
+    network, mlp = network_of(n_frames, age_input=age_input)
     noise_ids = th.tensor([[3, 3, 3, 4, 4], [0, 0, 1, 1, 2]]) if noise else None
     features, events, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of(noise_ids=noise_ids)
     frames = stack_frames(features, IDS, n_frames - 1)
-    mlp_latent = mlp(th.cat([frames, encode_ages(windows.ages)], -1) if reads_age else frames)
+    mlp_latent = mlp(th.cat([frames, AgeEncoder(age_input)(windows.ages)], -1))
     hidden = network.encoder(network.encoder.embed(mlp_latent, events), IDS, 3, noise_ids=noise_ids)
     output = network(mlp, features, events, windows, 3)
     th.testing.assert_close(output.mlp_latent, mlp_latent[:, -3:])
@@ -158,12 +158,14 @@ def test_where_the_mlp_learns_elsewhere_it_gets_no_gradient(detach_mlp):
 
 def test_what_an_mlp_reads():
     """Stacked frames, of landmarks without neighbours, and the age where it is asked for"""
-    network, features, ages = network_of(2, reads_age=True)[0], th.randn(2, 5, 3), windows_of().ages
-    assert network.reads_age and not network_of()[0].reads_age and not HistoryNetwork(6, 1, None, 8).reads_age
+    network, features, ages = network_of(2, age_input=True)[0], th.randn(2, 5, 3), windows_of().ages
+    assert (
+        network.age_encoder.dim == 2 and network_of()[0].age_encoder.dim == HistoryNetwork(6, 1, None, 8).age_encoder.dim == 0
+    )
     frames = stack_frames(features, IDS, 1, n_landmarks=2)
-    assert th.equal(network.mlp_input(features, IDS, ages, 2), th.cat([frames, encode_ages(ages)], -1))
+    assert th.equal(network.mlp_input(features, IDS, ages, 2), th.cat([frames, AgeEncoder(True)(ages)], -1))
     assert not th.equal(network.mlp_input(features, IDS, ages), network.mlp_input(features, IDS, ages, 2))
-    network.reads_age = False
+    network.age_encoder = AgeEncoder(False)
     assert th.equal(network.mlp_input(features, IDS, ages, 2), frames)
     assert network.with_age(frames, ages) is frames
 
@@ -181,7 +183,7 @@ def test_landmarks_of_a_window_have_no_neighbours():
 @pytest.mark.parametrize("detach_mlp", [False, True])
 def test_from_raw_steps_to_latents(detach_mlp):
     network, mlp = network_of(detach_mlp=detach_mlp)
-    extractor, events = nn.Linear(3, 3), EventEncoder(spaces.Discrete(2), True, False, False)
+    extractor, events = nn.Linear(3, 3), EventEncoder(spaces.Discrete(2), True, False, AgeEncoder(False))
     seen = []
 
     def extract(obs: th.Tensor) -> th.Tensor:
@@ -205,6 +207,6 @@ def test_from_raw_steps_to_latents(detach_mlp):
 
 def test_hidden_states_are_passed_on_to_a_network_without_an_encoder():
     network, mlp = HistoryNetwork(6, 1, None, 8), nn.Sequential(nn.Linear(3, 6))
-    encoder = HistoryEncoder(lambda obs: obs, mlp, network, EventEncoder(spaces.Discrete(2), True, True, True))
+    encoder = HistoryEncoder(lambda obs: obs, mlp, network, EventEncoder(spaces.Discrete(2), True, True, AgeEncoder(True)))
     hidden, windows = th.randn(2, 3, 8), windows_of()
     assert encoder(windows, encoder.features(windows), 3, hidden).hidden is hidden

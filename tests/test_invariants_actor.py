@@ -79,6 +79,7 @@ def test_an_empty_buffer_holds_no_past(rollout):
 OPTIONS: dict[str, dict[str, Any]] = {
     "gSDE": {"use_sde": True, "action_space": ACTION_SPACES["Box"]},
     "ages": {"age_input": True},
+    "sinusoidal ages": {"age_input": "sinusoidal"},
     "landmarks": {"n_landmarks": 2, "age_input": True},
     "more landmarks than steps": {"n_landmarks": 9, "n_layers": 2},
     "landmarks by surprise": {"n_landmarks": 2, "landmark_rule": "surprise"},

@@ -48,7 +48,7 @@ def check_causal(policy, windows: TrajectoryWindows, step: int) -> None:
 
 @FEW
 @given(st.integers(0, 2**16), st.integers(1, 12), st.sampled_from([0.0, 0.2, 0.6]), st.sampled_from([1, 2]), st.data())
-@pytest.mark.parametrize("kwargs", [*ACTORS.values(), {"age_input": True}], ids=[*ACTORS, "ages"])
+@pytest.mark.parametrize("kwargs", [*ACTORS.values(), {"age_input": "sinusoidal"}], ids=[*ACTORS, "ages"])
 def test_value_ignores_future_and_other_episodes(kwargs, seed, width, episode_end, n_layers, data):
     policy = make_policy(4, seed=seed, n_layers=n_layers, **kwargs)
     check_causal(policy, random_windows(seed, width, episode_end), data.draw(st.integers(0, width - 1)))

@@ -8,6 +8,7 @@ from torch import nn
 from sb3_attention_ac.landmarks import FADING
 from sb3_attention_ac.networks.history_network import HistoryNetwork
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache, Surprise
+from sb3_attention_ac.networks.preprocessing import AgeEncoder
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import EncoderOutput, TrajectoryWindows
 
@@ -20,13 +21,13 @@ def incremental(
     n_frames: int = 1,
     n_layers: int = 1,
     n_landmarks: int = 0,
-    reads_age: bool = False,
+    age_input: bool | str = False,
     surprise: Surprise | None = None,
 ) -> IncrementalEncoder:
     th.manual_seed(0)
     encoder = TrajectoryEncoder(H, E, 8, n_layers, 2, 16, 0.0, 9.0)
-    network = HistoryNetwork(H, n_frames, encoder, 8, reads_age=reads_age)
-    mlp = nn.Sequential(nn.Linear(F * n_frames + 2 * reads_age, H), nn.Tanh())
+    network = HistoryNetwork(H, n_frames, encoder, 8, age_encoder=AgeEncoder(age_input))
+    mlp = nn.Sequential(nn.Linear(F * n_frames + network.age_encoder.dim, H), nn.Tanh())
     with th.no_grad():
         for parameter in [*network.parameters(), *mlp.parameters()]:
             parameter.add_(0.5 * th.randn_like(parameter))
@@ -117,7 +118,9 @@ def check(inc: IncrementalEncoder, steps: Steps) -> None:
 @pytest.mark.parametrize(("n_context", "chunk_length"), [(4, 4), (5, 2), (2, 5), (1, 1), (0, 3), (3, 20)])
 @pytest.mark.parametrize(("n_landmarks", "episode_end"), [(0, 0.15), (2, 0.1)])
 def test_stepping_equals_one_pass(n_context, chunk_length, n_frames, n_layers, n_landmarks, episode_end):
-    inc = incremental(n_context, chunk_length, n_frames, n_layers, n_landmarks, reads_age=n_landmarks > 0)
+    inc = incremental(
+        n_context, chunk_length, n_frames, n_layers, n_landmarks, age_input="sinusoidal" if n_landmarks > 0 else False
+    )
     check(inc, Steps(3, 14, episode_end))
 
 
@@ -125,7 +128,7 @@ def test_stepping_equals_one_pass(n_context, chunk_length, n_frames, n_layers, n
 def test_stepping_equals_one_pass_whatever_the_lengths(seed):
     rng = np.random.default_rng(seed)
     n_context, chunk_length, n_frames, n_landmarks = (int(rng.integers(low, 6)) for low in (0, 1, 1, 0))
-    inc = incremental(n_context, chunk_length, n_frames, 2, n_landmarks, reads_age=bool(rng.integers(2)))
+    inc = incremental(n_context, chunk_length, n_frames, 2, n_landmarks, age_input=bool(rng.integers(2)))
     check(inc, Steps(2, int(rng.integers(1, 17)), rng.choice([0.0, 0.1, 0.3, 1.0]), seed))
 
 
@@ -289,11 +292,11 @@ def test_what_a_surprise_is_asked_about():
 
 
 @pytest.mark.parametrize("n_frames", [1, 3])
-@pytest.mark.parametrize(("n_layers", "reads_age"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("n_layers", "age_input"), [(1, False), (2, True), (1, "sinusoidal")])
 @th.no_grad()
-def test_going_on_after_a_prefill(n_frames, n_layers, reads_age):
+def test_going_on_after_a_prefill(n_frames, n_layers, age_input):
     """Of rows with context steps of the current episode in all, some and no slots"""
-    inc, steps = incremental(4, 3, n_frames, n_layers, reads_age=reads_age), Steps(3, 7, 0.0)
+    inc, steps = incremental(4, 3, n_frames, n_layers, age_input=age_input), Steps(3, 7, 0.0)
     steps.starts[:, 1:] = False
     steps.starts[1, 2] = steps.starts[2, 4] = True
     steps.ids = steps.starts.long().cumsum(1)

@@ -188,7 +188,7 @@ def test_action_masker_and_the_evaluation_callback(tmp_path):
 
 def test_contribs_evaluation_keeps_the_memory():
     """It drops the state where it uses masks."""
-    model = make_model("Discrete", True, policy_kwargs={"age_input": True})
+    model = make_model("Discrete", True, policy_kwargs={"age_input": "sinusoidal"})
     with th.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(th.randn_like(parameter))

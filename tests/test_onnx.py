@@ -172,7 +172,7 @@ def test_images(memory_actor, tmp_path):
 def memory(tmp_path_factory):
     """A model with all that a memory may have, and its file"""
     landmarks = {"n_landmarks": 3, "landmark_rule": "surprise"}
-    model = make_model("MultiDiscrete", memory_actor=True, age_input=True, n_layers=2, **landmarks)
+    model = make_model("MultiDiscrete", memory_actor=True, age_input="sinusoidal", n_layers=2, **landmarks)
     return model, check(model, tmp_path_factory.mktemp("memory"), mask_dim=5)
 
 

@@ -118,7 +118,7 @@ def test_statistics_of_batch_norm_are_those_of_observations(kind, aux_loss):
 @pytest.mark.parametrize("aux_loss", ["auto", "prediction"])
 def test_a_bad_reward_spoils_its_own_rollout_alone(kind, bad, aux_loss):
     """It is in the context of the two rollouts after it, in an episode that is over."""
-    policy_kwargs = {**TINY, **KINDS[kind], "context_length": 16, "age_input": True}
+    policy_kwargs = {**TINY, **KINDS[kind], "context_length": 16, "age_input": "sinusoidal"}
     settings = {**SMALL, "policy_kwargs": policy_kwargs, "aux_loss": aux_loss, "n_trajectories": 3 * (aux_loss != "auto")}
     env = DummyVecEnv([lambda: Far(bad_at=17, bad=bad), Far])
     model, said = AAC("MlpPolicy", env, **settings), []

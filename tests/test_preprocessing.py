@@ -7,10 +7,11 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_attention_ac.networks.preprocessing import (
+    PERIODS,
+    AgeEncoder,
     EventEncoder,
     action_encoding_dim,
     encode_actions,
-    encode_ages,
     one_hot,
     stack_frames,
     symlog,
@@ -61,11 +62,45 @@ def test_symlog():
 
 
 def test_ages():
-    encoded = encode_ages(th.tensor([[0.0, 1.0, 50.0], [999.0, 1000.0, 5000.0]]))
-    assert encoded.shape == (2, 3, 2)
+    encoder = AgeEncoder(True)
+    encoded = encoder(th.tensor([[0.0, 1.0, 50.0], [999.0, 1000.0, 5000.0]]))
+    assert encoded.shape == (2, 3, 2) and encoder.dim == 2
     expected = [0, math.log(2) / 2, math.log(51) / 2, math.log(1000) / 2, math.log(1001) / 2, math.log(5001) / 2]
     assert encoded[..., 0].flatten().tolist() == pytest.approx(expected)
     assert encoded[..., 1].flatten().tolist() == pytest.approx([0, 0.02, 1, 19.98, 20, 20])
+
+
+def test_no_ages():
+    encoded = AgeEncoder(False)(th.ones(2, 3))
+    assert encoded.shape == (2, 3, 0) and AgeEncoder(False).dim == 0
+
+
+def test_sinusoidal_ages_by_hand():
+    encoder, ages = AgeEncoder("sinusoidal"), th.tensor([[0.0, 1.0, 37.0]])
+    encoded = encoder(ages)
+    assert encoded.shape == (1, 3, encoder.dim) and encoder.dim == 2 + 2 * len(PERIODS) and PERIODS[:2] == (4, 8)
+    assert th.equal(encoded[..., :2], AgeEncoder(True)(ages))  # and beside them:
+    for i, period in enumerate(PERIODS):
+        angles = [2 * math.pi * age / period for age in (0, 1, 37)]
+        assert encoded[0, :, 2 + i].tolist() == pytest.approx([math.sin(a) for a in angles], abs=1e-6)
+        assert encoded[0, :, 2 + len(PERIODS) + i].tolist() == pytest.approx([math.cos(a) for a in angles], abs=1e-6)
+
+
+def test_sinusoidal_ages_late_in_an_episode():
+    """A million steps turn each circle a whole number of times and so far: float32 must not lose where that is."""
+    encoder, late = AgeEncoder("sinusoidal"), 1024.0 * 1000
+    at_start, later = encoder(th.arange(50.0))[:, 2:], encoder(late + th.arange(50.0))[:, 2:]
+    assert th.equal(at_start, later)
+
+
+def test_a_linear_map_of_sinusoidal_ages_finds_a_mirrored_step():
+    """Played back in reverse, step 51 + k asks for step 51 - k: the query is a linear map of its own encoding."""
+    n = len(PERIODS)
+    sin, cos = AgeEncoder("sinusoidal")(th.arange(103.0))[:, 2:].split(n, dim=1)
+    turn = 2 * math.pi * 102 / th.tensor(PERIODS)  # s = 102 - t
+    query = th.cat([turn.sin() * cos - turn.cos() * sin, turn.cos() * cos + turn.sin() * sin], dim=1)
+    scores = query @ th.cat([sin, cos], dim=1).T  # [103, 103]
+    assert th.equal(scores.argmax(dim=1), 102 - th.arange(103))
 
 
 # --- events ---
@@ -78,8 +113,8 @@ REWARD = [math.log(3), -math.log(3), math.log(6)]
 AGE = [[0.0, 0.0], [math.log(2) / 2, 0.02], [0.0, 0.0]]
 
 
-def events(first: th.Tensor | None, *reads: bool) -> list[list[float]]:
-    encoder = EventEncoder(spaces.Discrete(3), *reads)
+def events(first: th.Tensor | None, actions: bool, rewards: bool, ages: bool) -> list[list[float]]:
+    encoder = EventEncoder(spaces.Discrete(3), actions, rewards, AgeEncoder(ages))
     encoded = encoder(ACTIONS, REWARDS, AGES, first)
     assert encoded.shape == (1, 3, encoder.dim) and encoded.dtype == th.float32
     return encoded[0].tolist()
@@ -106,18 +141,18 @@ def test_events_side_by_side():
 
 def test_the_age_is_known_at_the_first_step_of_what_is_seen():
     """A first step is one without a step before; its age counts from where the episode began."""
-    encoder = EventEncoder(spaces.Discrete(3), False, True, True)
+    encoder = EventEncoder(spaces.Discrete(3), False, True, AgeEncoder(True))
     encoded = encoder(ACTIONS, REWARDS, th.full((1, 3), 50.0), th.ones((1, 3), dtype=th.bool))
     assert encoded[0, 0].tolist() == pytest.approx([0, math.log(51) / 2, 1])
 
 
 def test_what_is_not_read_need_not_be_given():
-    encoder = EventEncoder(spaces.Discrete(3), True, False, False)
+    encoder = EventEncoder(spaces.Discrete(3), True, False, AgeEncoder(False))
     assert encoder(ACTIONS[0], None, AGES[0], None).tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
 
 
 def test_what_is_not_finite_before_an_episode_is_not_read():
-    encoder = EventEncoder(BOX, True, True, False)
+    encoder = EventEncoder(BOX, True, True, AgeEncoder(False))
     encoded = encoder(th.full((1, 3, 2), float("nan")), th.full((1, 3), float("inf")), AGES, th.ones((1, 3), dtype=th.bool))
     assert encoded.abs().max() == 0
 

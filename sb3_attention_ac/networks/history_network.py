@@ -10,7 +10,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_attention_ac.networks.preprocessing import EventEncoder, encode_ages, stack_frames
+from sb3_attention_ac.networks.preprocessing import AgeEncoder, EventEncoder, stack_frames
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import EncoderOutput, Obs, TrajectoryWindows
 
@@ -68,7 +68,7 @@ class HistoryNetwork(nn.Module):
     :param encoder: The encoder over the trajectory; None to read another network's hidden states, or nothing
     :param hidden_dim: Width of hidden states, 0 for a network without attention
     :param detach_mlp: Whether the MLP learns elsewhere: no gradient of what attention adds goes into it
-    :param reads_age: Whether the MLP reads how many steps the episode has lasted
+    :param age_encoder: Encodes how many steps the episode has lasted, which the MLP reads too; None where it does not
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class HistoryNetwork(nn.Module):
         encoder: TrajectoryEncoder | None,
         hidden_dim: int,
         detach_mlp: bool = False,
-        reads_age: bool = False,
+        age_encoder: AgeEncoder | None = None,
     ):
         super().__init__()
         self.n_previous = n_frames - 1
-        self.reads_age = reads_age
+        self.age_encoder = age_encoder or AgeEncoder(False)
         self.detach_mlp = detach_mlp
         self.encoder = encoder
         self.output_proj = nn.Linear(hidden_dim, latent_dim, bias=False) if hidden_dim > 0 else None
@@ -95,13 +95,13 @@ class HistoryNetwork(nn.Module):
         :param episode_ids: [N, W]
         :param ages: [N, W]
         :param n_landmarks: How many of the W steps, the first ones, are landmarks
-        :return: What the MLP reads, [N, W, F * n_frames], with ``reads_age`` [N, W, F * n_frames + 2]
+        :return: What the MLP reads, [N, W, F * n_frames + age_encoder.dim]
         """
         return self.with_age(stack_frames(features, episode_ids, self.n_previous, n_landmarks), ages)
 
     def with_age(self, frames: th.Tensor, ages: th.Tensor) -> th.Tensor:
-        """:return: Stacked frames, [..., D], with ``reads_age`` followed by the encoded ages, [..., D + 2]"""
-        return th.cat([frames, encode_ages(ages)], dim=-1) if self.reads_age else frames
+        """:return: Stacked frames, [..., D], followed by the encoded ages, [..., D + age_encoder.dim]"""
+        return th.cat([frames, self.age_encoder(ages)], dim=-1) if self.age_encoder.dim > 0 else frames
 
     def combine(self, mlp_latent: th.Tensor, hidden: th.Tensor | None) -> EncoderOutput:
         """

@@ -1,16 +1,18 @@
 """What goes into the networks: encoded actions, rewards and ages, and the stacked frames of the last few steps."""
 
+import math
 from typing import Any
 
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
 
-AGE_FEATURES = 2
+AGE_INPUTS = (False, True, "sinusoidal")
 # Entries of Dict observations that tell what happened in the step before, see sb3_attention_ac.wrappers
 PREVIOUS_REWARD = "previous_reward"
 PREVIOUS_STEP_KEYS = ("previous_action", PREVIOUS_REWARD)
 LONGEST_AGE = 1000.0  # steps: a linear input must have a bound
+PERIODS = tuple(2.0**i for i in range(2, 11))  # steps, of the sinusoidal position encoding: 4, 8, ..., 1024
 
 
 def action_encoding_dim(action_space: spaces.Space[Any]) -> int:
@@ -57,14 +59,37 @@ def symlog(x: th.Tensor) -> th.Tensor:
     return th.sign(x) * th.log1p(th.abs(x))
 
 
-def encode_ages(ages: th.Tensor) -> th.Tensor:
+class AgeEncoder:
     """
-    Softmax attention returns means; a count is a mean times a number of steps, so that number has to be an input.
+    Encodes how many steps the episode has lasted.
 
-    :param ages: Steps since the episode began, [...]
-    :return: A logarithmic and a linear (bounded) view, both zero at an episode's first step, [..., 2]
+    - True: a logarithmic and a linear (bounded) view, both zero at an episode's first step. Softmax attention returns means; a
+      count is a mean times a number of steps, so that number has to be an input
+    - "sinusoidal": these, and the sinusoidal position encoding (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762) of
+      that number. Rotary embedding tells how far back a step is, this tells which step of the episode it is: with it a query
+      finds the n-th step, or one whose distance depends on the present one, by a linear map
+
+    :param age_input: False to encode nothing
     """
-    return th.stack([th.log1p(ages) / 2, ages.clamp(max=LONGEST_AGE) / 50], dim=-1)
+
+    def __init__(self, age_input: bool | str):
+        self.periods = PERIODS if age_input == "sinusoidal" else ()
+        self.dim = 2 + 2 * len(self.periods) if age_input else 0
+
+    def __call__(self, ages: th.Tensor) -> th.Tensor:
+        """
+        :param ages: Steps since the episode began, [...]
+        :return: [..., dim]
+        """
+        if self.dim == 0:
+            return ages.new_zeros((*ages.shape, 0))
+        views = th.stack([th.log1p(ages) / 2, ages.clamp(max=LONGEST_AGE) / 50], dim=-1)  # [..., 2]
+        if not self.periods:
+            return views
+        periods = th.tensor(self.periods, dtype=ages.dtype, device=ages.device)
+        # The remainder first: it is exact, so that late in a long episode the angle is as precise as at its start
+        angles = ages.unsqueeze(-1).remainder(periods) * (2 * math.pi / periods)  # [..., n_periods]
+        return th.cat([views, angles.sin(), angles.cos()], dim=-1)
 
 
 class EventEncoder:
@@ -74,14 +99,14 @@ class EventEncoder:
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
     :param reads_actions: Whether previous actions are read
     :param reads_rewards: Whether previous rewards are read
-    :param reads_ages: Whether the number of steps since the episode began is read
+    :param age_encoder: Encodes the number of steps since the episode began
     """
 
-    def __init__(self, action_space: spaces.Space[Any], reads_actions: bool, reads_rewards: bool, reads_ages: bool):
+    def __init__(self, action_space: spaces.Space[Any], reads_actions: bool, reads_rewards: bool, age_encoder: AgeEncoder):
         self.action_space = action_space
-        self.reads_actions, self.reads_rewards, self.reads_ages = reads_actions, reads_rewards, reads_ages
+        self.reads_actions, self.reads_rewards, self.age_encoder = reads_actions, reads_rewards, age_encoder
         action_dim = action_encoding_dim(action_space) if reads_actions else 0
-        self.dim = action_dim + int(reads_rewards) + AGE_FEATURES * int(reads_ages)
+        self.dim = action_dim + int(reads_rewards) + age_encoder.dim
 
     def __call__(
         self, previous_actions: th.Tensor, previous_rewards: th.Tensor | None, ages: th.Tensor, first: th.Tensor | None
@@ -101,8 +126,8 @@ class EventEncoder:
             parts.append(symlog(previous_rewards).unsqueeze(-1))
         if first is not None:
             parts = [part.masked_fill(first.unsqueeze(-1), 0.0) for part in parts]
-        if self.reads_ages:
-            parts.append(encode_ages(ages))
+        if self.age_encoder.dim > 0:
+            parts.append(self.age_encoder(ages))
         if len(parts) == 1:
             return parts[0]
         return th.cat(parts, dim=-1) if parts else ages.new_zeros((*ages.shape, 0))
