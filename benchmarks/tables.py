@@ -3,7 +3,8 @@ Tables and pictures for the docs, made of the results of the suites (``benchmark
 
     python benchmarks/tables.py docs/results
 
-writes ``<suite>.md`` and ``<suite>.png`` for each suite into that folder.
+writes ``<suite>.md`` and ``<suite>.png`` for each suite into that folder. Where a suite has a file ``published.csv``
+(``environment`` and columns of one's own), its columns stand beside the best of training.
 """
 
 import argparse
@@ -55,16 +56,17 @@ def write_page(file: Path, folder: Path) -> Path:
     lines = [
         f"<!-- Made by benchmarks/tables.py of benchmarks/{suite}/results.csv. Do not edit. -->",
         f"![Last return of each algorithm on each task: mean over seeds and 95 % bootstrap interval]({picture.name})",
-        *(table.markdown() for table in suite_tables(runs)),
+        *(table.markdown() for table in suite_tables(runs, file.with_name("published.csv"))),
     ]
     page = folder / f"{suite}.md"
     page.write_text("\n\n".join(lines), encoding="utf-8")
     return page
 
 
-def suite_tables(runs: pd.DataFrame) -> list[Table]:
+def suite_tables(runs: pd.DataFrame, published: Path | None = None) -> list[Table]:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.suites.result_rows`
+    :param published: What others have published, if there is such a file
     :return: A table for each score that was recorded, and one for the seconds of training
     """
     tables = [
@@ -78,7 +80,21 @@ def suite_tables(runs: pd.DataFrame) -> list[Table]:
         tables.append(
             replace(task_table(runs.dropna(subset="train_seconds"), "train_seconds", "Time", note), best=frozenset())
         )
-    return [_with_extent(table, runs) for table in tables]
+    tables = [_with_extent(table, runs) for table in tables]
+    if published is None or not published.exists():
+        return tables
+    return [_with_published(table, published) if table.title == SCORES["best_training"][0] else table for table in tables]
+
+
+def _with_published(table: Table, file: Path) -> Table:
+    """
+    :param table: One row per environment
+    :param file: A CSV file with one row per environment
+    :return: The table with the file's columns
+    """
+    published = pd.read_csv(file, dtype=str, index_col="environment").fillna("-")
+    rows = [[*row, *published.loc[row[0]]] for row in table.rows]
+    return replace(table, header=[*table.header, *published.columns], rows=rows)
 
 
 def _with_extent(table: Table, runs: pd.DataFrame) -> Table:

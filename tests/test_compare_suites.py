@@ -366,3 +366,14 @@ def test_no_results_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit):
         pages(monkeypatch, tmp_path)
     assert "has no suite with a results.csv" in capsys.readouterr().err
+
+
+def test_published_numbers_stand_beside_the_best_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [make_result("good", env, 0, (0.0, 2.0)) for env in "BA"]
+    results = [replace(r, evaluations=tuple(replace(e, training=0.5) for e in r.evaluations)) for r in results]
+    update_results(tmp_path / "some" / "results.csv", results)
+    (tmp_path / "some" / "published.csv").write_text('environment,"GRU, 15M",best\nA,0.5,0.70 (LMU)\nC,1,1\nB,-0.10,\n')
+    last, training = (pages(monkeypatch, tmp_path) / "some.md").read_text().split("### ")[1:3]
+    assert "published" not in last and "GRU" not in last
+    assert "| seeds | GRU, 15M | best |" in training
+    assert "| 1 | 0.5 | 0.70 (LMU) |" in training and "| 1 | -0.10 | - |" in training

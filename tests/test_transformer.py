@@ -11,13 +11,13 @@ from torch import nn
 from trajectories import make_policy, random_windows
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.networks.constants import cached
 from sb3_attention_ac.networks.transformer import (
     Block,
     TrajectoryEncoder,
     apply_rotary,
     as_real,
     attention_mask,
-    cached,
     rotary_frequencies,
 )
 from sb3_attention_ac.policies import AttentionActorCriticPolicy

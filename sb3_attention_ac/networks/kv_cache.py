@@ -14,8 +14,9 @@ import numpy as np
 import torch as th
 
 from sb3_attention_ac.landmarks import FADING, choose, costs_of
+from sb3_attention_ac.networks.constants import cached
 from sb3_attention_ac.networks.history_network import HistoryNetwork, Mlp
-from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask, cached
+from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask
 from sb3_attention_ac.type_aliases import EncoderOutput
 
 Rows = th.Tensor | slice

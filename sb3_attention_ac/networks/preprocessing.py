@@ -7,6 +7,8 @@ import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
 
+from sb3_attention_ac.networks.constants import cached
+
 AGE_INPUTS = (False, True, "sinusoidal")
 # Entries of Dict observations that tell what happened in the step before, see sb3_attention_ac.wrappers
 PREVIOUS_REWARD = "previous_reward"
@@ -59,6 +61,11 @@ def symlog(x: th.Tensor) -> th.Tensor:
     return th.sign(x) * th.log1p(th.abs(x))
 
 
+@cached
+def _periods(dtype: th.dtype, device: th.device) -> th.Tensor:
+    return th.tensor(PERIODS, dtype=dtype, device=device)
+
+
 class AgeEncoder:
     """
     Encodes how many steps the episode has lasted.
@@ -73,8 +80,8 @@ class AgeEncoder:
     """
 
     def __init__(self, age_input: bool | str):
-        self.periods = PERIODS if age_input == "sinusoidal" else ()
-        self.dim = 2 + 2 * len(self.periods) if age_input else 0
+        self.sinusoidal = age_input == "sinusoidal"
+        self.dim = 2 * bool(age_input) + 2 * len(PERIODS) * self.sinusoidal
 
     def __call__(self, ages: th.Tensor) -> th.Tensor:
         """
@@ -84,11 +91,11 @@ class AgeEncoder:
         if self.dim == 0:
             return ages.new_zeros((*ages.shape, 0))
         views = th.stack([th.log1p(ages) / 2, ages.clamp(max=LONGEST_AGE) / 50], dim=-1)  # [..., 2]
-        if not self.periods:
+        if not self.sinusoidal:
             return views
-        periods = th.tensor(self.periods, dtype=ages.dtype, device=ages.device)
+        periods = _periods(ages.dtype, ages.device)
         # The remainder first: it is exact, so that late in a long episode the angle is as precise as at its start
-        angles = ages.unsqueeze(-1).remainder(periods) * (2 * math.pi / periods)  # [..., n_periods]
+        angles = ages.unsqueeze(-1).remainder(periods) / periods * (2 * math.pi)  # [..., n_periods]
         return th.cat([views, angles.sin(), angles.cos()], dim=-1)
 
 

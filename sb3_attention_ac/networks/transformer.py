@@ -5,13 +5,14 @@ that only the distance between two steps matters.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch as th
 import torch.nn.functional as F
 from torch import nn
+
+from sb3_attention_ac.networks.constants import cached
 
 
 class LayerCache(Protocol):
@@ -24,21 +25,6 @@ class LayerCache(Protocol):
         :return: Keys and values of the earlier tokens and these, [N, n_heads, S, head_dim] each
         """
         ...
-
-
-def cached(function: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
-    """
-    :param function: Makes a tensor that depends on its arguments alone
-    :return: The same with its latest results cached. They are made outside inference mode, as inference tensors cannot take
-        part in training later; nothing is cached while compiling, when results are not real tensors
-    """
-    kept = lru_cache(maxsize=8)(th.inference_mode(False)(function))
-
-    @wraps(function)
-    def get(*arguments: object) -> th.Tensor:
-        return function(*arguments) if th.compiler.is_compiling() else kept(*arguments)
-
-    return get
 
 
 @cached
