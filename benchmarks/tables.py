@@ -92,7 +92,8 @@ def _with_published(table: Table, file: Path) -> Table:
     :param file: A CSV file with one row per environment
     :return: The table with the file's columns
     """
-    published = pd.read_csv(file, dtype=str, index_col="environment").fillna("-")
+    published = pd.read_csv(file, dtype=str, index_col="environment")
+    published = published.reindex([row[0] for row in table.rows]).fillna("-")
     rows = [[*row, *published.loc[row[0]]] for row in table.rows]
     return replace(table, header=[*table.header, *published.columns], rows=rows)
 

@@ -369,7 +369,7 @@ def test_no_results_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_published_numbers_stand_beside_the_best_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = [make_result("good", env, 0, (0.0, 2.0)) for env in "BA"]
+    results = [make_result("good", env, 0, (0.0, 2.0)) for env in "BAD"]
     results = [replace(r, evaluations=tuple(replace(e, training=0.5) for e in r.evaluations)) for r in results]
     update_results(tmp_path / "some" / "results.csv", results)
     (tmp_path / "some" / "published.csv").write_text('environment,"GRU, 15M",best\nA,0.5,0.70 (LMU)\nC,1,1\nB,-0.10,\n')
@@ -377,3 +377,4 @@ def test_published_numbers_stand_beside_the_best_of_training(tmp_path: Path, mon
     assert "published" not in last and "GRU" not in last
     assert "| seeds | GRU, 15M | best |" in training
     assert "| 1 | 0.5 | 0.70 (LMU) |" in training and "| 1 | -0.10 | - |" in training
+    assert "| 1 | - | - |" in training  # D was not published

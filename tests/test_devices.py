@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not th.cuda.is_available(), reason="no GPU"))]
 KINDS: dict[str, dict[str, Any]] = {
     "MLP actor": {"policy_kwargs": {}},
-    "memory actor": {"policy_kwargs": {"memory_actor": True, "n_landmarks": 2, "age_input": True}},
+    "memory actor": {"policy_kwargs": {"memory_actor": True, "n_landmarks": 2, "age_input": "sinusoidal"}},
     "Q_att": {"policy_kwargs": {"attention_q": True}},
     "masked prediction": {"policy_kwargs": {}, "aux_loss": ["contrastive", "return"]},
 }

@@ -87,7 +87,7 @@ def test_sinusoidal_ages_by_hand():
 
 
 def test_sinusoidal_ages_late_in_an_episode():
-    """A million steps turn each circle a whole number of times and so far: float32 must not lose where that is."""
+    """After 1,024,000 steps each circle has turned a whole number of times: float32 must not blur the encoding."""
     encoder, late = AgeEncoder("sinusoidal"), 1024.0 * 1000
     at_start, later = encoder(th.arange(50.0))[:, 2:], encoder(late + th.arange(50.0))[:, 2:]
     assert th.equal(at_start, later)
