@@ -63,10 +63,10 @@ def write_page(file: Path, folder: Path) -> Path:
     return page
 
 
-def suite_tables(runs: pd.DataFrame, published: Path | None = None) -> list[Table]:
+def suite_tables(runs: pd.DataFrame, published: Path) -> list[Table]:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.suites.result_rows`
-    :param published: What others have published, if there is such a file
+    :param published: File of what others have published, which need not exist
     :return: A table for each score that was recorded, and one for the seconds of training
     """
     tables = [
@@ -81,7 +81,7 @@ def suite_tables(runs: pd.DataFrame, published: Path | None = None) -> list[Tabl
             replace(task_table(runs.dropna(subset="train_seconds"), "train_seconds", "Time", note), best=frozenset())
         )
     tables = [_with_extent(table, runs) for table in tables]
-    if published is None or not published.exists():
+    if not published.exists():
         return tables
     return [_with_published(table, published) if table.title == SCORES["best_training"][0] else table for table in tables]
 
@@ -93,8 +93,8 @@ def _with_published(table: Table, file: Path) -> Table:
     :return: The table with the file's columns
     """
     published = pd.read_csv(file, dtype=str, index_col="environment")
-    published = published.reindex([row[0] for row in table.rows]).fillna("-")
-    rows = [[*row, *published.loc[row[0]]] for row in table.rows]
+    cells = published.reindex([row[0] for row in table.rows]).fillna("-").to_numpy()
+    rows = [[*row, *more] for row, more in zip(table.rows, cells, strict=True)]
     return replace(table, header=[*table.header, *published.columns], rows=rows)
 
 
