@@ -18,14 +18,14 @@ The table of what each part adds, of docs/results/parts.md, is made of benchmark
 Mean over seeds with its 95 % interval (percentile bootstrap). Bold: the interval is above all others of its task.
 """
 
-import itertools
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+
+from sb3_attention_ac.compare.statistics import mean_interval
 
 BENCHMARKS = Path(__file__).parent
 DOCS = BENCHMARKS.parent / "docs"
@@ -72,20 +72,6 @@ def read_runs(path: Path) -> pd.DataFrame:
     return runs.assign(suite=path.parent.name, task=tasks)
 
 
-def interval(returns: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """
-    :param returns: Last return of each seed, [n]
-    :return: Ends of the 95 % interval of their mean; every resampling is counted where there are few seeds
-    """
-    n = len(returns)
-    if n <= 5:
-        indices = np.array(list(itertools.product(range(n), repeat=n)))
-    else:
-        indices = np.random.default_rng(0).integers(n, size=(10_000, n))
-    low, high = np.quantile(returns[indices].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def number(x: float) -> str:
     """:return: Three digits, or all of an integer"""
     return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
@@ -100,7 +86,7 @@ def cells(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
     for task, variant, last_return in zip(runs["task"], runs["variant"], runs["last_return"], strict=True):
         groups.setdefault((task, variant), []).append(last_return)
     finite = {key: [x for x in returns if np.isfinite(x)] for key, returns in groups.items()}
-    intervals = {key: interval(np.array(returns)) for key, returns in finite.items() if len(returns) > 1}
+    intervals = {key: mean_interval(np.array(returns))[1:] for key, returns in finite.items() if len(returns) > 1}
     texts = {}
     for (task, variant), returns in finite.items():
         diverged = len(groups[task, variant]) - len(returns)
@@ -109,7 +95,7 @@ def cells(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
             continue
         text = number(float(np.mean(returns)))
         if (task, variant) in intervals:
-            low, high = intervals[task, variant]
+            low, high = map(float, intervals[task, variant])
             others = [ends[1] for (name, other), ends in intervals.items() if name == task and other != variant]
             text = f"{text} [{number(low)}, {number(high)}]"
             text = f"**{text}**" if others and low > max(others) and not diverged else text

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import seaborn as sns
-from last_returns import DOCS, LABELS, interval
+from last_returns import DOCS, LABELS
 from matplotlib.figure import Figure
+
+from sb3_attention_ac.compare.statistics import mean_interval
 
 RUNS = Path(__file__).parent / "popgym" / "last_returns.csv"
 PICTURE = DOCS / "images" / "memory.png"
@@ -39,10 +41,9 @@ def draw(runs: pd.DataFrame) -> Figure:
         for x, task in enumerate(STEPS_BACK):
             returns = runs[(runs["task"] == task) & (runs["variant"] == variant)]["last_return"].to_numpy()
             place = x + (i - 1) * WIDTH
-            low, high = interval(returns)
+            mean, low, high = mean_interval(returns)
             axis.plot([place, place], [low, high], color=colour, linewidth=4, alpha=0.4, solid_capstyle="butt")
             axis.plot([place] * len(returns), returns, "o", color=colour, markersize=3.5, alpha=0.5, gid="runs")
-            mean = returns.mean()
             label = LABELS[variant] if x == 0 else None
             axis.plot([place - 0.08, place + 0.08], [mean, mean], color=colour, linewidth=2.5, label=label, gid="mean")
     axis.set_xticks(range(len(STEPS_BACK)), [f"{back} steps\n({task})" for task, back in STEPS_BACK.items()])

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sb3_attention_ac.compare.settings import Job, Protocol, Variant, difference
 from sb3_attention_ac.compare.statistics import (
     interval,
     iqm,
+    mean_interval,
     probability_of_improvement,
     score_matrices,
 )
@@ -220,6 +222,13 @@ def test_iqm_is_that_of_rliable(shape: tuple[int, int]) -> None:
     expected = [metrics.aggregate_iqm(scores[..., index]) for index in range(2)]
     assert iqm(scores) == pytest.approx(np.array(expected))
     assert iqm(scores[..., 0]) == pytest.approx(expected[0])
+
+
+def test_few_seeds_are_resampled_in_every_way() -> None:
+    means = [a / 2 + b / 2 for a, b in product((0.0, 1.0), repeat=2)]
+    assert [float(x) for x in mean_interval(np.array([0.0, 1.0]))] == [0.5, *np.percentile(means, [2.5, 97.5])]
+    many = np.arange(9.0)
+    assert mean_interval(many)[1:] == pytest.approx((2.31, 5.69), abs=0.15)  # 4 +- 1.96 sigma / 3
 
 
 def test_intervals_are_the_same_each_time_and_cover_the_value() -> None:

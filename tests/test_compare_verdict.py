@@ -167,6 +167,16 @@ def test_few_seeds_have_no_bold_one() -> None:
         assert bool(summary_table(summaries(runs), runs, references).best) == (seeds == 5)
 
 
+def test_bold_needs_an_interval_above_all_others() -> None:
+    """A higher mean alone may be chance; and a mean above a rival's interval is not an interval above it"""
+    for lowest, expected in ((6.5, True), (2.0, False)):
+        results = [*ends("one", lowest, 7, 8, 9, 10), *ends("two", 3, 4, 5, 6, 6), *ends("three", 1, 1, 1, 1, 2)]
+        _, runs, references = tables(results, REFERENCES)
+        assert bool(task_table(runs, "final", "", "").best) == expected
+        best = summary_table(summaries(runs), runs, references).best
+        assert ((0, 1) in best) == ((0, 3) in best) == expected  # IQM, and the optimality gap, of which less is better
+
+
 def test_numbers_that_look_equal_have_no_bold_one() -> None:
     results = [*ends("one", 499.9, 500, 500, 500, 500), *ends("two", 500, 500, 500, 500, 500)]
     _, runs, references = tables(results, {"A": Reference(0, 500, "test")})

@@ -1,7 +1,8 @@
 """Summaries over tasks and seeds with uncertainty, by rliable (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)."""
 
 from collections.abc import Callable
-from itertools import combinations
+from functools import cache
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -125,9 +126,16 @@ def mean_interval(scores: Scores) -> tuple[Scores, Scores, Scores]:
     mean = scores.mean(axis=0)
     if len(scores) < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    draws = np.random.default_rng(0).integers(len(scores), size=(REPETITIONS, len(scores)))
-    low, high = np.percentile(scores[draws].mean(axis=1), [2.5, 97.5], axis=0)
+    low, high = np.percentile(scores[_resamples(len(scores))].mean(axis=1), [2.5, 97.5], axis=0)
     return mean, low, high
+
+
+@cache
+def _resamples(n: int) -> npt.NDArray[np.int64]:
+    """:return: Which of n seeds each resample holds, [n_resamples, n]; every resample there is where there are few seeds"""
+    if n <= 5:
+        return np.array(list(product(range(n), repeat=n)))
+    return np.random.default_rng(0).integers(n, size=(5 * REPETITIONS, n))
 
 
 def per_task(runs: pd.DataFrame, column: str) -> pd.DataFrame:

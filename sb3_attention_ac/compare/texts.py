@@ -11,7 +11,7 @@ from sb3_attention_ac.compare.tables import at_equal_seconds
 from sb3_attention_ac.compare.verdict import FEW_SEEDS, cost_table
 
 MISSING = "-"
-BOLD = f"Bold: the best number, perhaps by chance; none among equal ones, nor with fewer than {FEW_SEEDS} seeds."
+BOLD = f"Bold: its interval is better than every other algorithm's, with {FEW_SEEDS} seeds or more."
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,15 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mappi
     ]
     wanted += [("area", "IQM", "whole-curve IQM ↑")]
     cells = {(row["algorithm"], row["score"], row["summary"]): row for _, row in summaries.iterrows()}
-    rows, values, few = [], [], False
+    rows: list[list[str]] = []
+    intervals: list[list[tuple[float, float] | None]] = [[] for _ in wanted]
+    few = False
     for algorithm, cost in cost_table(runs).iterrows():
         keys = [(str(algorithm), score, summary) for score, summary, _ in wanted]
         known = [cells.get(key) for key in keys]
         texts = [MISSING if row is None else with_interval(row, "value", digits=2) for row in known]
-        values.append([float("nan") if row is None else round(float(row["value"]), 2) for row in known])
+        for column, row in zip(intervals, known, strict=True):
+            column.append(None if row is None else (round(row["low"], 2), round(row["high"], 2)))
         few |= any(row is not None and row["seeds"] < FEW_SEEDS for row in known)
         costs = [
             f"{cost['steps_per_second']:,.0f}",
@@ -103,6 +106,8 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mappi
             f"{int(cost['runs'])}",
         ]
         rows.append([str(algorithm), *texts, *costs])
+    intervals[2] = [None if ends is None else (-ends[1], -ends[0]) for ends in intervals[2]]  # the gap: less is better
+    best = [_best(column) for column in intervals]
     header = ["algorithm", *(title for *_, title in wanted), "steps/s", "minutes per run", "parameters", "runs"]
     return Table(
         "Over all environments",
@@ -112,22 +117,20 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mappi
         f"{BOLD} Time is that of training alone, in the median run.",
         header,
         rows,
-        frozenset() if few else _best(values, [1, 1, -1, 1]),
+        frozenset((row, column + 1) for column, row in enumerate(best) if row is not None and not few),
     )
 
 
-def _best(values: list[list[float]], signs: list[int]) -> frozenset[tuple[int, int]]:
+def _best(intervals: Sequence[tuple[float, float] | None]) -> int | None:
     """
-    :param values: Numbers of the cells, without the first column of the table
-    :param signs: 1 where more is better, -1 where less is
-    :return: Row and column of the best in each column; equal numbers have no best
+    :param intervals: Ends of each algorithm's interval, None where it was not run; more is better
+    :return: Number of the one whose interval is above that of every other, None if there is none
     """
-    signed = pd.DataFrame(values) * signs
-    found = signed.eq(signed.max())
-    found &= (found.sum() == 1) & (len(values) > 1)
-    return frozenset(
-        (row, column + 1) for row in range(found.shape[0]) for column in range(found.shape[1]) if found.iat[row, column]
-    )
+    known = [(*ends, which) for which, ends in enumerate(intervals) if ends is not None]
+    if len(known) < 2:
+        return None
+    low, _, best = max(known)
+    return best if all(high < low for _, high, other in known if other != best) else None
 
 
 def task_table(runs: pd.DataFrame, column: str, title: str, note: str) -> Table:
@@ -140,17 +143,18 @@ def task_table(runs: pd.DataFrame, column: str, title: str, note: str) -> Table:
     """
     cells = {(row["environment"], row["algorithm"]): row for _, row in per_task(runs, column).iterrows()}
     algorithms = list(runs["algorithm"].unique())
-    rows, values = [], []
-    for env in runs["environment"].unique():
+    rows, best = [], set()
+    for number_of_row, env in enumerate(runs["environment"].unique()):
         known = [cells.get((env, algorithm)) for algorithm in algorithms]
         rows.append([str(env), *(MISSING if row is None else _task_cell(row) for row in known)])
-        # As they are shown; the mean of what is left of an algorithm that diverges is not the best
-        there = [row for row in known if row is not None]
-        few = len(there) < 2 or any(row["seeds"] < FEW_SEEDS for row in there)
-        values.append([float("nan") if few or row is None or row["diverged"] else _shown(row["mean"]) for row in known])
-    # The best of a row, here
-    best = _best(pd.DataFrame(values).T.to_numpy().tolist(), [1] * len(rows))
-    return Table(title, note, ["environment", *algorithms], rows, frozenset((env - 1, row + 1) for row, env in best))
+        there = {i: row for i, row in enumerate(known) if row is not None and not pd.isna(row["mean"])}
+        if any(row["seeds"] < FEW_SEEDS or pd.isna(row["low"]) for row in there.values()):
+            continue
+        shown = {i: (_shown(row["low"]), _shown(row["high"])) for i, row in there.items()}
+        winner = _best([shown.get(i) for i in range(len(known))])
+        if winner is not None and not there[winner]["diverged"]:  # what is left of an algorithm that diverges is not the best
+            best.add((number_of_row, winner + 1))
+    return Table(title, note, ["environment", *algorithms], rows, frozenset(best))
 
 
 def _task_cell(row: pd.Series) -> str:
@@ -160,6 +164,7 @@ def _task_cell(row: pd.Series) -> str:
 
 
 def _shown(value: float) -> float:
+    """:return: The number that is read in a table: numbers that look equal are"""
     return float(number(value).replace(",", ""))
 
 
