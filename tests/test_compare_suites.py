@@ -127,14 +127,22 @@ def test_a_part_of_a_suite_adds_its_rows(suite: Path, launched: list[str]) -> No
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("flag", ["--algos", "--variants"])
+def test_a_variant_is_chosen_by_the_name_in_the_table(suite: Path, launched: list[str], flag: str) -> None:
+    (suite / "stack.yml").write_text((suite / "stack.yml").read_text() + "\nother=1:\n  algo: ppo\n")
+    base = ["--suite", str(suite), "--n-jobs", "1", "--envs", "CartPole-v1", "--seeds", "1"]
+    assert main([*base, flag, "other=1", "ppo"]) == 0
+    assert {row[1] for row in table(suite / "results.csv")} == {"other=1", "ppo"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--steps", "100000"], "--steps belongs into suite.yml"),  # the default of the command line, but not the suite's
         (["--gym-packages", "popgym", "--stochastic"], "--gym-packages, --stochastic belongs into suite.yml"),
-        (["--envs", "Pendulum-v0"], "value of --envs in the suite 'Pendulum-v0'; the closest known names are: Pendulum-v1"),
-        (["--algos", "a2c"], "value of --algos in the suite 'a2c'"),
-        (["--variants", "ladder"], "value of --variants in the suite 'ladder'"),
+        (["--envs", "Pendulum-v0"], "environment of the suite 'Pendulum-v0'; the closest known names are: Pendulum-v1"),
+        (["--algos", "a2c"], "algorithm or variant of the suite 'a2c'"),
+        (["--variants", "ladder"], "algorithm or variant of the suite 'ladder'"),
     ],
 )
 def test_what_a_suite_is_made_of_stands_in_its_file(

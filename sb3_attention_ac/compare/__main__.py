@@ -10,6 +10,7 @@ from sb3_attention_ac.compare.backends import NAMES
 from sb3_attention_ac.compare.comparison import compare
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.settings import Protocol
+from sb3_attention_ac.compare.variants import SHIPPED
 
 DESCRIPTION = "Train algorithms on environments over seeds, and report. Runs found in the folder are not repeated."
 CAUTION = (
@@ -23,10 +24,11 @@ def parser() -> argparse.ArgumentParser:
     :return: Parser of the command line
     """
     default = Protocol()
+    shipped = " or ".join(f"'{path.stem}'" for path in sorted(SHIPPED.glob("*.yml")))
     parse = argparse.ArgumentParser("python -m sb3_attention_ac.compare", description=DESCRIPTION, epilog=CAUTION)
     what = parse.add_argument_group("what to compare")
     what.add_argument("--algos", nargs="+", default=[], metavar="ALGO", help="algorithms by their names in RL Zoo")
-    what.add_argument("--variants", nargs="+", default=[], metavar="FILE", help="YAML files of variants, or 'ladder'")
+    what.add_argument("--variants", nargs="+", default=[], metavar="FILE", help=f"YAML files of variants, or {shipped}")
     what.add_argument("--envs", nargs="+", default=[], metavar="ENV", help="environments; ENV=STEPS for own steps")
     what.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     what.add_argument("--first-seed", type=int, default=0, help="first of the seeds (default: %(default)s)")

@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from filelock import FileLock
@@ -15,6 +15,7 @@ from filelock import FileLock
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.settings import Job
 from sb3_attention_ac.compare.storage import Result, write_atomically
+from sb3_attention_ac.compare.variants import load_variants
 from sb3_attention_ac.compare.yaml_files import read_mapping
 
 SUITE_FILE = "suite.yml"
@@ -37,6 +38,7 @@ ARGUMENTS: dict[str, type] = {
     "stochastic": bool,
 }
 CHOICES = ("algos", "variants", "envs", "seeds", "first_seed")
+Entry = TypeVar("Entry")
 
 
 def read_suite(folder: Path) -> dict[str, Any]:
@@ -71,30 +73,39 @@ def read_suite(folder: Path) -> dict[str, Any]:
 def choose(suite: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param suite: See :func:`read_suite`
-    :param chosen: Arguments given beside it, which choose a part: ``envs``, ``algos`` or ``variants`` of the suite, or seeds
+    :param chosen: Arguments given beside it, which choose a part: ``envs`` of the suite, ``algos`` or ``variants`` (algorithms,
+        single variants, or files of variants), or seeds
     :return: The arguments of that part
     :raises CompareError: If something else is given, or what is not in the suite
     """
     if fixed := sorted(chosen.keys() & (ARGUMENTS.keys() - set(CHOICES))):
         raise CompareError(f"{_flags(fixed)} belongs into suite.yml; beside --suite, {_flags(CHOICES)} choose a part of it.")
     part = {**suite, **chosen}
-    if "algos" in chosen or "variants" in chosen:
-        part |= {name: chosen.get(name, []) for name in ("algos", "variants")}
-    for name in {"algos", "variants", "envs"} & chosen.keys():
-        known = {_name(entry): entry for entry in suite.get(name, [])}
-        if unknown := [entry for entry in chosen[name] if _name(entry) not in known]:
-            raise unknown_name(f"value of --{name} in the suite", unknown[0], known)
-        part[name] = [known[_name(entry)] for entry in chosen[name]]
-        if other := [entry for entry, own in zip(chosen[name], part[name], strict=True) if "=" in entry and entry != own]:
-            raise CompareError(
-                f"--{name} has {other[0]}, and the suite {known[_name(other[0])]}: steps belong into suite.yml."
-            )
+    if wanted := [*chosen.get("algos", []), *chosen.get("variants", [])]:
+        entries = {algo: ("algos", algo) for algo in suite.get("algos", [])}
+        for path in suite.get("variants", []):
+            entries |= {variant.name: ("variants", f"{path}:{variant.name}") for variant in load_variants(path)}
+            entries[_name(path)] = ("variants", path)
+        found = [_known(name, entries, "algorithm or variant of the suite") for name in wanted]
+        part |= {kind: [entry for other, entry in found if other == kind] for kind in ("algos", "variants")}
+    if "envs" in chosen:
+        envs = {_name(entry): entry for entry in suite.get("envs", [])}
+        part["envs"] = [_known(env, envs, "environment of the suite") for env in chosen["envs"]]
+        if other := [entry for entry, own in zip(chosen["envs"], part["envs"], strict=True) if "=" in entry and entry != own]:
+            raise CompareError(f"--envs has {other[0]}, and the suite {envs[_name(other[0])]}: steps belong into suite.yml.")
     return part
+
+
+def _known(name: str, entries: Mapping[str, Entry], what: str) -> Entry:
+    name = name if name in entries else _name(name)
+    if name not in entries:
+        raise unknown_name(what, name, entries)
+    return entries[name]
 
 
 def _name(entry: str) -> str:
     """
-    :param entry: Environment, perhaps with steps, path of a file of variants, or name of an algorithm
+    :param entry: Environment, perhaps with steps, path of a file of variants, or name of an algorithm or variant
     :return: How it is called on the command line: without steps, or without folders
     """
     return Path(entry).name if entry.endswith((".yml", ".yaml")) else entry.partition("=")[0]

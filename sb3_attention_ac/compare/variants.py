@@ -16,11 +16,18 @@ SHIPPED = Path(__file__).parent / "variants"
 
 def load_variants(name_or_path: str) -> list[Variant]:
     """
-    :param name_or_path: Name of a shipped file, e.g. ``"ladder"``, or path of a YAML file
+    :param name_or_path: Name of a shipped file, e.g. ``"ladder"``, or path of a YAML file; with ``:name`` after it for one of
+        its variants
     :return: Its variants, in the file's order
-    :raises CompareError: If there is no such file or an entry in it is wrong
+    :raises CompareError: If there is no such file or variant, or an entry is wrong
     """
     shipped = {path.stem: path for path in SHIPPED.glob("*.yml")}
+    file, _, name = name_or_path.rpartition(":")
+    if file and not Path(name_or_path).is_file():
+        variants = {variant.name: variant for variant in load_variants(file)}
+        if name not in variants:
+            raise unknown_name(f"variant of {file}", name, variants)
+        return [variants[name]]
     path = shipped.get(name_or_path, Path(name_or_path))
     if not path.is_file():
         raise unknown_name("variant file", name_or_path, shipped)
