@@ -5,7 +5,7 @@ Steps per second and peak memory of AttentionActorCritic, of SB3's algorithms, a
     python benchmarks/throughput.py --envs HalfCheetah-v5 --n-envs 8
     python benchmarks/throughput.py --algos aac-memory ppo_lstm --envs CartPole-v1 --n-envs 8
     python benchmarks/throughput.py --algos aac-memory ppo_lstm --gym-packages popgym --envs popgym-RepeatFirstEasy-v0
-        --n-envs 16 --n-steps 128 --batch-size 256 --n-epochs 5 --network context_length=64 share_encoder=1 --aux-loss live
+        --n-envs 16 --n-steps 128 --batch-size 256 --n-epochs 5 --network context_length=64 share_encoder=1
     python benchmarks/throughput.py --sweep context_length --envs CartPole-v1 --n-envs 8
     python benchmarks/throughput.py --envs CarRacing-v3 --n-envs 8 --subproc --device cuda --network d_model=256
         --bf16 --compile

@@ -58,6 +58,12 @@ def link_to_repository(app: Sphinx, docname: str, content: list[str]) -> None:
     content[0] = re.sub(r"\[([^\]]*)\]\((\.\./[^)\s]*)\)", link, content[0])
 
 
+def without_links_to_included(app: Sphinx, docname: str, content: list[str]) -> None:
+    """What GitHub needs, which shows no included tables, the site does not."""
+    content[0] = re.sub(r"^\[Tables and picture\]\(suites/\w+\.md\)\n", "", content[0], flags=re.MULTILINE)
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", without_links_to_included)
     app.connect("source-read", link_to_repository)

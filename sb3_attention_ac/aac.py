@@ -96,8 +96,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" for the GPU if possible
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param aux_loss: The self-supervised loss: None, "contrastive" (find the key of the masked observation), "value" (predict
-        the masked return-to-go), "prediction" (return-to-go, next observation, action and reward), "next_step" or "live" (the
-        next reward and observation, from the past alone), or a list of targets ("return", "observation", "action", "reward",
+        the masked return-to-go), "prediction" (return-to-go, next observation, action and reward), "next_step" (the next
+        reward and observation, from the past alone), or a list of targets ("return", "observation", "action", "reward",
         "contrastive", "next_step"). "auto": "next_step" with a memory actor, which it teaches what to remember, else None
     :param aux_coef: lambda, coefficient of its terms' mean, at least 0; None for 1.0 if it is "next_step" alone, else 0.1
     :param mask_ratio: About what share of the steps to mask, in (0, 1)

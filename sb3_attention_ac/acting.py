@@ -119,15 +119,13 @@ def checked_episode_starts(state: Any, given: Any, n_envs: int) -> np.ndarray:
     :return: Whether each observation is the first of its episode, [N]
     :raises ValueError: If there is not one value for each observation
     """
-    if state is None:
-        return np.ones(n_envs, dtype=bool)
-    if given is None:
-        return np.zeros(n_envs, dtype=bool)
-    if np.size(given) != n_envs:
+    if given is not None and np.size(given) != n_envs:
         raise ValueError(
             f"episode_start has {np.size(given)} value(s), but there are {n_envs} observation(s): pass whether each is the "
             "first of its episode, which is what step() of a VecEnv returned as dones."
         )
+    if state is None or given is None:
+        return np.full(n_envs, state is None)
     return np.reshape(np.asarray(given, dtype=bool), n_envs)
 
 

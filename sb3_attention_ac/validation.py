@@ -22,7 +22,7 @@ AUX_LOSSES: dict[str, tuple[str, ...]] = {
     "value": ("return",),
     "prediction": PREDICTION_TARGETS,
     "next_step": ("next_step",),
-    "live": ("next_step",),
+    "live": ("next_step",),  # its first name
 }
 ALL_TARGETS = (*PREDICTION_TARGETS, "contrastive", "next_step")
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
@@ -175,7 +175,8 @@ def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | 
     :return: What is predicted; None for "auto", which the policy resolves
     :raises ValueError: If a name is unknown
     """
-    allowed = f"allowed are 'auto', None, {', '.join(map(repr, AUX_LOSSES))}, or a list of {list(ALL_TARGETS)}"
+    names = ", ".join(repr(name) for name in AUX_LOSSES if name != "live")
+    allowed = f"allowed are 'auto', None, {names}, or a list of {list(ALL_TARGETS)}"
     if aux_loss is None:
         return ()
     if isinstance(aux_loss, str) and aux_loss == "auto":

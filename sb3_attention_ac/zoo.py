@@ -69,7 +69,7 @@ def sample_aac_params(trial: "optuna.Trial", n_actions: int, n_envs: int, additi
         "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATION_FNS)),
         "memory": trial.suggest_categorical("memory", list(MEMORIES)),
         "context_length_pow": trial.suggest_int("context_length_pow", 3, 6),
-        "aux_loss": trial.suggest_categorical("aux_loss", ["none", "live"]),
+        "aux_loss": trial.suggest_categorical("aux_loss", ["none", "next_step"]),
         "aux_coef": trial.suggest_float("aux_coef", 0.1, 1.0, log=True),
     }
     # RL Zoo reads "lin_..." in files and of trials that are loaded, but not here

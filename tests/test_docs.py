@@ -58,6 +58,12 @@ def test_a_page_is_read_in_ten_minutes(page):
     assert len(page.read_text().split()) <= MAX_WORDS
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.glob("results/*.md")), ids=lambda page: page.stem)
+def test_what_the_site_includes_github_links_to(page):
+    for before, included in re.findall(r"(.*)\n\n```\{include\} (\S+)", page.read_text()):
+        assert before == f"[Tables and picture]({included})"
+
+
 @pytest.mark.parametrize("page", PAGES_WITH_TABLES, ids=name)
 def test_tables_are_those_of_the_files(page):
     assert page.read_text() == with_tables(page.read_text()), "run: python benchmarks/last_returns.py"

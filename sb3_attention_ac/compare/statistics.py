@@ -126,7 +126,8 @@ def mean_interval(scores: Scores) -> tuple[Scores, Scores, Scores]:
     mean = scores.mean(axis=0)
     if len(scores) < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    low, high = np.percentile(scores[_resamples(len(scores))].mean(axis=1), [2.5, 97.5], axis=0)
+    means = scores[_resamples(len(scores))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5], axis=0, method="inverted_cdf")  # few seeds have few means
     return mean, low, high
 
 

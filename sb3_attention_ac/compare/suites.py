@@ -73,8 +73,8 @@ def read_suite(folder: Path) -> dict[str, Any]:
 def choose(suite: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param suite: See :func:`read_suite`
-    :param chosen: Arguments given beside it, which choose a part: ``envs`` of the suite, ``algos`` or ``variants`` (algorithms,
-        single variants, or files of variants), or seeds
+    :param chosen: Arguments given beside it, which choose a part: ``envs``, ``algos`` or ``variants`` (algorithms, single
+        variants, or files of variants of the suite), or seeds
     :return: The arguments of that part
     :raises CompareError: If something else is given, or what is not in the suite
     """
