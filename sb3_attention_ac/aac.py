@@ -191,6 +191,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.temperature = temperature
         self.n_trajectories = n_trajectories
         self.use_masking: bool | None = None
+        self._default_batch_size: int | None = None  # what batch_size=None was taken for: load() may have other environments
         self._n_iterations = 0
         resolve_aux_loss(aux_loss)
         check_policy(self.policy_class, AttentionActorCriticPolicy)
@@ -208,9 +209,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self._make_policy()
+        check_buffer_arguments(self.rollout_buffer_kwargs, self.policy.architecture)
         self._resolve_defaults()
         architecture = self.policy.architecture
-        check_buffer_arguments(self.rollout_buffer_kwargs, architecture)
         buffer_class: Any = self.rollout_buffer_class or TrajectoryRolloutBuffer
         self.rollout_buffer_class = buffer_class
         self.rollout_buffer = buffer_class(
@@ -223,7 +224,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             n_envs=self.n_envs,
             **{
                 "n_context": architecture.n_context,
-                "chunk_length": architecture.longest_chunk,
+                "chunk_length": self.policy.chunk_length,
                 "n_landmarks": architecture.n_landmarks,
                 "landmark_rule": architecture.landmark_rule,
                 "held_noise": self.use_sde and not self.policy.memory_actor,
@@ -275,13 +276,14 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         """
         architecture, targets = self.policy.architecture, self.policy.aux_targets
         check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, architecture)
-        if self.batch_size is None:
+        if self.batch_size is None or (self.env is not None and self.batch_size == self._default_batch_size):
             rollout = self.n_steps * (1 if self.env is None else self.n_envs)
             self.batch_size = architecture.default_batch_size
             if self.policy.memory_actor:  # whole windows
-                longest = self.rollout_buffer_kwargs.get("chunk_length", architecture.longest_chunk)
+                longest = self.rollout_buffer_kwargs.get("chunk_length", self.policy.chunk_length)
                 window = equal_chunks(self.n_steps, longest)
                 self.batch_size = max(min(self.batch_size, rollout) // window, 1) * window
+            self._default_batch_size = self.batch_size
         if self.aux_loss == "auto":
             self.aux_loss = list(targets) or None
         if self.aux_coef is None and targets:
@@ -569,6 +571,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         """
         if kwargs.get("aux_loss") == "auto":
             del kwargs["aux_loss"]  # as in the file
+        if "batch_size" in kwargs:
+            kwargs["_default_batch_size"] = None
         stored = stored_network(path) if {"policy_kwargs", "aux_loss"} & kwargs.keys() else None
         if stored is not None:
             check_same_network(stored, {**stored, **kwargs}, AttentionActorCriticPolicy)

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac.gae import generalized_advantages
-from sb3_attention_ac.landmarks import LandmarkStorage, check_rule
+from sb3_attention_ac.landmarks import LandmarkStorage, check_rule, landmarks_after
 from sb3_attention_ac.step_storage import RolloutTensors, StepStorage
 from sb3_attention_ac.type_aliases import TrajectoryWindows, TransitionSamples, WindowSamples, map_obs, split_batch
 
@@ -288,7 +288,10 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         last = th.as_tensor(steps, device=self.device).unsqueeze(1) + self.n_history  # [N, 1]
         rows = last + th.arange(1 - self.n_context, 1, device=self.device)  # [N, n_context]
         data = self.tensors()
-        context = data.windows(rows, env, (last - self.n_history) // self.chunk_length)
+        context = data.windows(rows, env)
+        if data.landmarks is not None:
+            context = self._landmarks_after(last, env).map(lambda before, after: th.cat([before, after], dim=1), context)
+            context = context._replace(n_landmarks=self.n_landmarks)
 
         def append(window: th.Tensor, new: th.Tensor) -> th.Tensor:
             return th.cat([window, new.to(window.dtype).reshape(len(window), 1, *window.shape[2:])], dim=1)
@@ -306,6 +309,17 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             noise_ids,
             n_landmarks=context.n_landmarks,
         )
+
+    def _landmarks_after(self, last: th.Tensor, env: th.Tensor) -> TrajectoryWindows:
+        """:return: Landmarks of windows whose context ends with the rows ``last`` of the environments ``env``, [N, 1] each"""
+        data = self.tensors()
+        assert data.landmarks is not None
+        chunk = (last - self.n_history) // self.chunk_length
+        begin = self.n_history + chunk * self.chunk_length - self.n_context
+        rows = begin + th.arange(self.chunk_length, device=self.device)  # [N, C]
+        leaving = data.windows(rows.clamp(max=len(data.rewards) - 1), env)
+        landmarks = data.landmarks.map(lambda part: part[chunk[:, 0], env[:, 0]])
+        return landmarks_after(landmarks, leaving, rows <= last - self.n_context, data.episode_ids[last, env])
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """
@@ -353,11 +367,16 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param random: What to shuffle with, None for NumPy's random stream
         """
         assert self.full, "The rollout is not complete yet"
+        permutation = np.random.permutation if random is None else random.permutation
+        minibatches: list[WindowSamples] = []
         for starts, length in self.chunks():
             first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(self.n_envs), indexing="ij"))
-            order = np.random.permutation(len(first)) if random is None else random.permutation(len(first))
+            order = permutation(len(first))
             n_windows = len(order) if batch_size is None else max(batch_size // length, 1)
-            yield from split_batch(self.window_samples(first[order], env[order], length), n_windows)
+            minibatches += split_batch(self.window_samples(first[order], env[order], length), n_windows)
+        if len(self.chunks()) > 1:  # the shorter ones at any place: who takes the first ones alone shall see all steps
+            minibatches = [minibatches[i] for i in permutation(len(minibatches))]
+        yield from minibatches
 
     def window_samples(self, starts: np.ndarray, envs: np.ndarray, length: int) -> WindowSamples:
         """

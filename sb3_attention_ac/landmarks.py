@@ -131,6 +131,29 @@ def _with_first(old: np.ndarray, first: np.ndarray) -> np.ndarray:
     return new
 
 
+def landmarks_after(
+    landmarks: TrajectoryWindows, leaving: TrajectoryWindows, has_left: th.Tensor, episodes: th.Tensor
+) -> TrajectoryWindows:
+    """
+    The landmarks as they would be chosen if a chunk began now.
+
+    :param landmarks: Those of the present chunk, [N, K]
+    :param leaving: Steps that were in its context or after it, [N, C]
+    :param has_left: Which of them would have left the context, [N, C]
+    :param episodes: The present episode, [N, 1]
+    :return: Landmarks, [N, K]
+    """
+    n_landmarks = landmarks.episode_ids.shape[1]
+    candidates = landmarks.map(lambda old, new: th.cat([old, new], dim=1), leaving)  # [N, K + C, ...] each
+    valid = (candidates.episode_ids == episodes) & (episodes != NO_EPISODE)
+    valid &= th.cat([th.ones_like(landmarks.episode_ids, dtype=th.bool), has_left], dim=1)
+    surprises = candidates.surprises
+    order = choose(costs_of(candidates.ages, surprises), valid, n_landmarks, surprises is not None)  # [N, K]
+    windows = th.arange(len(order), device=order.device).unsqueeze(1)
+    there = candidates._replace(episode_ids=th.where(valid, candidates.episode_ids, NO_EPISODE))
+    return there.map(lambda part: part[windows, order])._replace(n_landmarks=n_landmarks)
+
+
 def costs_of(ages: Numbers, surprises: Numbers | None) -> Numbers:
     """
     :param ages: Steps since the episode began

@@ -41,6 +41,7 @@ from sb3_attention_ac.type_aliases import (
 from sb3_attention_ac.validation import (
     check_attention_q_keys,
     check_flags,
+    check_integers,
     check_keys,
     check_landmark_rule,
     check_network,
@@ -143,7 +144,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         self.aux_targets = tuple(self.architecture.default_targets if aux_targets is None else aux_targets)
         check_landmark_rule(self.architecture, self.aux_targets)
         self.temperature = temperature
-        self.chunk_length = chunk_length or self.architecture.longest_chunk
+        self.chunk_length = self.architecture.longest_chunk if chunk_length is None else chunk_length
+        check_integers({"chunk_length": (self.chunk_length, 1)})
         if kwargs.get("optimizer_kwargs") is None and kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
             # SB3's epsilon; the fused step does the same arithmetic in one kernel
             kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
@@ -176,7 +178,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """:return: The features extractor of the actor (or of both), at the next call that of the critic"""
-        space, keys = self.observation_space, self._extractor_keys.pop(0)
+        space, keys = self.observation_space, self._extractor_keys[0]
+        self._extractor_keys = self._extractor_keys[-1:]  # the critic's, however often one is made after it
         if isinstance(space, spaces.Dict) and keys is not None:
             space = spaces.Dict({key: space.spaces[key] for key in keys})
         extractor: Any = self.features_extractor_class(space, **self.features_extractor_kwargs)
@@ -254,17 +257,17 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         if features_extractor is not None:
             return own(self._entries(obs, features_extractor), features_extractor)
         if self.share_features_extractor:
-            return own(obs, self.features_extractor)
+            return own(self._entries(obs, self.features_extractor), self.features_extractor)
         return tuple(own(self._entries(obs, e), e) for e in (self.pi_features_extractor, self.vf_features_extractor))
 
     def _entries(self, obs: PyTorchObs, extractor: BaseFeaturesExtractor) -> PyTorchObs:
         """Only those entries of Dict observations that the extractor reads"""
-        if self.actor_keys == self.critic_keys or not isinstance(obs, dict):
+        if not isinstance(obs, dict):
             return obs
         keys: Any = getattr(extractor, "keys_read", None)
         if keys is None:  # one of the user's own, put in later
             keys = self.actor_keys if extractor is self.pi_features_extractor else self.critic_keys
-        return {key: obs[key] for key in keys or obs}
+        return obs if keys is None or len(keys) == len(obs) else {key: obs[key] for key in keys}
 
     @property
     def actor_encoder(self) -> HistoryEncoder | None:
@@ -625,14 +628,12 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 class AttentionActorCriticCnnPolicy(AttentionActorCriticPolicy):
     """As :class:`AttentionActorCriticPolicy`; the features extractor is SB3's ``NatureCNN`` (images) by default."""
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any):
-        kwargs.setdefault("features_extractor_class", NatureCNN)
-        super().__init__(observation_space, action_space, *args, **kwargs)
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
 
 
 class AttentionActorCriticMultiInputPolicy(AttentionActorCriticPolicy):
     """As :class:`AttentionActorCriticPolicy`; the features extractor is SB3's ``CombinedExtractor`` (Dict) by default."""
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any):
-        kwargs.setdefault("features_extractor_class", CombinedExtractor)
-        super().__init__(observation_space, action_space, *args, **kwargs)
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)

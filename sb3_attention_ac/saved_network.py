@@ -87,8 +87,9 @@ def _resolved(arguments: dict[str, Any]) -> dict[str, Any]:
         net_arch = [] if arguments.get("features_extractor_class") is NatureCNN else [64, 64]  # as in SB3
     if not isinstance(net_arch, dict):
         net_arch = {"pi": net_arch, "vf": net_arch}
-    feedforward = arguments.get("dim_feedforward") or 2 * arguments["d_model"]
-    frames = arguments["local_window"] if arguments["memory_actor"] else None  # an MLP actor stacks none
+    # A policy of the user's own may decide some of them itself
+    feedforward = arguments.get("dim_feedforward") or 2 * arguments.get("d_model", 0)
+    frames = arguments.get("local_window") if arguments.get("memory_actor") else None  # an MLP actor stacks none
     return {**arguments, "net_arch": net_arch, "dim_feedforward": feedforward, "local_window": frames}
 
 
@@ -102,7 +103,8 @@ def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], pol
     if stored is None:
         return
     differences = []
-    if resolve_aux_loss(stored["aux_loss"]) != resolve_aux_loss(given["aux_loss"]):
+    targets = [resolve_aux_loss(arguments["aux_loss"]) for arguments in (stored, given)]
+    if len({None if names is None else frozenset(names) for names in targets}) > 1:
         differences.append(f"aux_loss: {stored['aux_loss']!r} in the file, {given['aux_loss']!r} here")
     if "policy_kwargs" in stored:
         defaults = default_arguments(policy_class)

@@ -71,11 +71,11 @@ class RolloutTensors(NamedTuple):
 def stored_dtype(space: spaces.Space[Any]) -> Any:
     """
     :param space: Of observations or actions
-    :return: What to store them as. Integers of a Box as floats, but for images: VecNormalize makes fractions of them and
-        leaves the space as it is, and so does a Gaussian policy.
+    :return: What to store them as. Integers and truth values of a Box as floats, but for images: VecNormalize makes fractions
+        of them and leaves the space as it is, and so does a Gaussian policy.
     """
-    is_integer = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
-    return np.float32 if is_integer and not is_image_space(space) else space.dtype
+    is_whole = isinstance(space, spaces.Box) and (np.issubdtype(space.dtype, np.integer) or space.dtype == np.bool_)
+    return np.float32 if is_whole and not is_image_space(space) else space.dtype
 
 
 class StepStorage:

@@ -322,7 +322,7 @@ def check_memory_options(policy_kwargs: Mapping[str, Any], policy_class: type[An
     defaults = default_arguments(policy_class)
     for name, without in (("share_encoder", False), ("local_window", 1)):
         given = policy_kwargs.get(name, without)
-        if "memory_actor" not in policy_kwargs and given not in (without, defaults[name]):
+        if "memory_actor" not in policy_kwargs and given not in (without, defaults.get(name, without)):
             raise ValueError(
                 f"{name}={given} was given, but it has no effect without a memory actor: "
                 f"use policy_kwargs=dict(memory_actor=True, {name}={given}), or leave it out."
@@ -346,8 +346,10 @@ def check_buffer_arguments(arguments: dict[str, Any], architecture: Architecture
     """
     :param arguments: ``rollout_buffer_kwargs``
     :param architecture: The network's shape
-    :raises ValueError: If the buffer would keep other steps: training would see some that acting does not
+    :raises ValueError: If the buffer would keep other steps: training would see some that acting does not; or if
+        ``chunk_length`` is no length
     """
+    check_integers({"chunk_length": (arguments.get("chunk_length", 1), 1)})
     for name in ("n_context", "n_landmarks", "landmark_rule"):
         needed = getattr(architecture, name)
         if arguments.get(name, needed) != needed:

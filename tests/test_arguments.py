@@ -369,3 +369,64 @@ def test_spaces_of_an_environment_by_its_name(monkeypatch):
     monkeypatch.setitem(gym.registry, "Number-v0", gym.envs.registration.EnvSpec("Number-v0", Registered))
     with pytest.raises(ValueError, match=r"single number"):
         AAC("MlpPolicy", "Number-v0", **SMALL)
+
+
+class Decided(AttentionActorCriticPolicy):
+    """A policy of the user's own that takes no arguments of the network"""
+
+    def __init__(self, observation_space, action_space, lr_schedule, use_sde=False, aux_targets=None, temperature=0.1):
+        more = {"memory_actor": True, **TINY, "net_arch": [8]}
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            use_sde=use_sde,
+            aux_targets=aux_targets,
+            temperature=temperature,
+            **more,
+        )
+
+
+def test_a_policy_may_leave_no_choice(tmp_path):
+    model = AAC(Decided, random_env(), **SMALL).learn(20)
+    model.save(tmp_path / "model")
+    AAC(Decided, random_env(), **SMALL).set_parameters(tmp_path / "model")
+    observation = model.env.reset()
+    assert (
+        AAC.load(tmp_path / "model").predict(observation, deterministic=True)[0]
+        == model.predict(observation, deterministic=True)[0]
+    ).all()
+
+
+class WithTarget(AttentionActorCriticPolicy):
+    """As of off-policy algorithms: features extractors beside those of actor and critic"""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.target_extractors = [self.make_features_extractor() for _ in range(3)]
+
+
+def test_features_extractors_can_be_made_at_any_time():
+    made = AAC(WithTarget, random_env(), policy_kwargs=TINY, **SMALL).policy.target_extractors
+    assert [extractor.features_dim for extractor in made] == [3, 3, 3]
+
+
+def test_the_length_of_chunks_is_that_of_the_policy():
+    kwargs = {**SMALL, "n_steps": 24}
+    kwargs |= {"batch_size": 16, "policy_kwargs": {**TINY, "memory_actor": True, "chunk_length": 8}}
+    model = AAC("MlpPolicy", random_env(), **kwargs)
+    assert model.rollout_buffer.chunk_length == model.policy.chunk_length == 8
+
+
+def test_the_default_batch_size_is_that_of_the_environments_at_hand(tmp_path):
+    kwargs = {**SMALL, "n_steps": 16, "policy_kwargs": {**TINY, "memory_actor": True}}
+    del kwargs["batch_size"]
+    model = AAC("MlpPolicy", random_env(), **kwargs)
+    assert model.batch_size == 32  # the whole rollout
+    model.save(tmp_path / "model")
+    many = random_env(n_envs=16)
+    assert AAC.load(tmp_path / "model").batch_size == 32
+    assert AAC.load(tmp_path / "model", env=many).batch_size == 256
+    assert AAC.load(tmp_path / "model", env=many, batch_size=32).batch_size == 32
+    AAC("MlpPolicy", random_env(), **kwargs, batch_size=16).save(tmp_path / "chosen")
+    assert AAC.load(tmp_path / "chosen", env=many).batch_size == 16

@@ -174,3 +174,20 @@ def test_the_policys_own_methods_need_no_more_than_predict(options):
     probabilities = policy.get_distribution(seen).distribution.probs
     full = policy.get_distribution({**seen, "constant": th.ones(2, 2)}).distribution.probs
     assert th.equal(probabilities, full) and policy._predict(seen).shape == (2,)
+
+
+class Joined(BaseFeaturesExtractor):
+    """All that it is given"""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, sum(space.shape[0] for space in observation_space.spaces.values()))
+
+    def forward(self, observations):
+        return th.cat(list(observations.values()), dim=1)
+
+
+@pytest.mark.parametrize("options", ACTORS.values(), ids=ACTORS)
+def test_the_same_part_for_actor_and_critic(options):
+    model = make_model({**options, "critic_keys": ["seen"], "features_extractor_class": Joined}).learn(64)
+    assert model.policy.features_extractor.features_dim == 3 and model.policy.share_features_extractor
+    model.predict(model.env.reset())

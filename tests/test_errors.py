@@ -71,6 +71,13 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"policy_kwargs": {"aux_loss": "live"}}, ["'aux_loss'", "constructor", "AAC(..., aux_loss=...)"]),
         ({"policy_kwargs": {"n_steps": 64}}, ["'n_steps'", "AAC(..., n_steps=...)"]),
         ({"policy_kwargs": {"temperature": 0.2}}, ["'temperature'", "AAC(..., temperature=...)"]),
+        ({"policy_kwargs": {"chunk_length": -3}}, ["chunk_length=-3", "at least 1"]),
+        ({"policy_kwargs": {"chunk_length": 2.5}}, ["chunk_length=2.5", "integer"]),
+        (
+            {"policy_kwargs": {"memory_actor": True}, "rollout_buffer_kwargs": {"chunk_length": 0}},
+            ["chunk_length=0", "at least 1"],
+        ),
+        ({"rollout_buffer_kwargs": {"chunk_length": 2.5}}, ["chunk_length=2.5", "integer"]),
         ({"policy_kwargs": {"age_input": "sine"}}, ["age_input='sine'", "[False, True, 'sinusoidal']"]),
         ({"policy_kwargs": {"memory_actor": "False"}}, ["memory_actor='False'", "True or False"]),
         ({"policy_kwargs": {"context_length": 3.5}}, ["context_length=3.5", "integer"]),
@@ -273,5 +280,6 @@ def test_wrong_state_is_named():
 def test_wrong_episode_start_is_named():
     model = AAC("MlpPolicy", random_env(n_envs=2), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
     _, state = model.predict(obs := np.zeros((3, 3), dtype=np.float32))
-    with pytest.raises(ValueError, match=r"episode_start has 2 value\(s\), but there are 3 observation\(s\): pass"):
-        model.predict(obs, state, np.zeros(2, dtype=bool))
+    for given in (state, None):
+        with pytest.raises(ValueError, match=r"episode_start has 2 value\(s\), but there are 3 observation\(s\): pass"):
+            model.predict(obs, given, np.zeros(2, dtype=bool))

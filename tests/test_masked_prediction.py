@@ -362,3 +362,11 @@ def test_learns_to_predict_held_out_trajectories(env_id, aux_loss, n_steps):
         losses = losses_of(held_out.policy, recent.sample(256, 64), held_out.mask_ratio)
     for name, (loss, baseline) in losses.items():
         assert loss < 0.9 * baseline, (name, float(loss), float(baseline))
+
+
+def test_a_previous_action_of_any_shape_is_hidden():
+    """An environment's own entry of that name"""
+    values, where = th.ones(3, 3, 2, 2), th.tensor([[True, False, False]] * 3)
+    hidden = module._hide(values, where)
+    assert not hidden[:, 0].any() and hidden[:, 1:].all()
+    assert module._hide(th.ones(3, 3, 5), where)[:, 1:].all() and not module._hide(th.ones(3, 3), where)[:, 0].any()

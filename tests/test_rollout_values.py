@@ -1,5 +1,7 @@
 """Values of a finished rollout are those of its windows, in however many passes."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch as th
@@ -127,3 +129,18 @@ def test_a_rollout_without_time_limits():
     buffer.set_values(found.values, found.mlp_values)
     buffer.compute_returns_and_advantage(found.last.values, np.zeros(2), found.terminal.values.numpy())
     assert np.isfinite(buffer.returns).all()
+
+
+@pytest.mark.parametrize("rule", ["first", "surprise"])
+def test_a_bootstrap_sees_what_the_next_step_will_see(rule):
+    """In an episode that goes on for rollouts, the value at a rollout's end is that of the next one's first step"""
+    policy = make_policy(3, chunk_length=4, memory_actor=True, n_landmarks=2, landmark_rule=rule)
+    buffer, rng, starts = make_buffer(policy, 10, 2), np.random.default_rng(0), np.ones(2, dtype=bool)
+    last = None
+    for _ in range(4):
+        starts = fill(buffer, rng, starts, 0.0, policy.start_acting)
+        first = evaluate_rollout(policy, buffer, buffer.observations[0]).values[0]
+        if last is not None:
+            np.testing.assert_allclose(last, first, rtol=1e-5, atol=1e-6)
+        upcoming = copy.deepcopy(rng)  # fill() draws the next observation first
+        last = evaluate_rollout(policy, buffer, next_observations(buffer, upcoming)).last.values.numpy()

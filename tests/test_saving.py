@@ -226,3 +226,13 @@ def test_a_state_of_another_type_is_as_good(as_type):
             np.testing.assert_allclose(ours, theirs, atol=1e-6 if as_type != np.float16 else 0.02)
         other = tuple(array.tolist() if as_type == "list" else array.astype(as_type) for array in other)
     assert KVCache._make(state).position.dtype == np.int64
+
+
+def test_networks_that_are_the_same_are_taken_for_the_same(tmp_path):
+    """Said in another way: the default of images spelled out, targets in another order"""
+    images = random_env("image")
+    AAC("CnnPolicy", images, policy_kwargs={**TINY, "net_arch": []}, **SMALL).save(tmp_path / "images")
+    AAC("CnnPolicy", images, policy_kwargs=TINY, **SMALL).set_parameters(tmp_path / "images")
+    AAC("MlpPolicy", random_env(), aux_loss=["contrastive", "return"], policy_kwargs=TINY, **SMALL).save(tmp_path / "targets")
+    other = AAC("MlpPolicy", random_env(), aux_loss=["return", "contrastive"], policy_kwargs=TINY, **SMALL)
+    other.set_parameters(tmp_path / "targets")

@@ -172,3 +172,9 @@ def test_entries_that_the_space_does_not_know_are_left_out():
     storage.add(0, {"more": np.zeros((1, 9)), "a": np.full((1, 1), 7.0)}, np.zeros(1), np.zeros(1), np.ones(1))
     assert storage.arrays["observations"].keys() == {"a"}
     assert storage.arrays["observations"]["a"].ravel().tolist() == [7, 7, 0]
+
+
+def test_truth_values_are_stored_as_floats_but_bits_as_they_are():
+    """VecNormalize makes fractions of a Box of them, and the policy acts on those"""
+    assert stored_dtype(spaces.Box(0, 1, (3,), np.bool_)) == np.float32
+    assert stored_dtype(spaces.MultiBinary(3)) == np.int8

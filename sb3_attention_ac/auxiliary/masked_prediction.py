@@ -150,8 +150,7 @@ class MaskedPrediction(nn.Module):
         hides_rewards = "return" in self.targets  # a return is a sum of rewards: none may be seen
         observations = windows.observations
         if isinstance(observations, dict):  # and stand in its observation, where a wrapper puts them there
-            visible = (~masked_before).unsqueeze(-1)
-            observations = {k: v * visible if k in PREVIOUS_STEP_KEYS else v for k, v in observations.items()}
+            observations = {k: _hide(v, masked_before) if k in PREVIOUS_STEP_KEYS else v for k, v in observations.items()}
             if hides_rewards and PREVIOUS_REWARD in observations:
                 observations[PREVIOUS_REWARD] = th.zeros_like(observations[PREVIOUS_REWARD])
         features = encoder.extract(windows._replace(observations=observations).flat_observations())
@@ -204,6 +203,11 @@ class MaskedPrediction(nn.Module):
         error = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")  # [N, W]
         chance = (~excluded).sum(-1).float().log()
         return AuxiliaryLoss(masked_mean(error, masked), masked_mean(chance, masked))
+
+
+def _hide(values: th.Tensor, where: th.Tensor) -> th.Tensor:
+    """:return: Zeros in place of the values [N, W, ...] of these steps [N, W]"""
+    return values * ~where.reshape(*where.shape, *(1 for _ in values.shape[2:]))
 
 
 def _last_visible(features: th.Tensor, masked: th.Tensor, episode_ids: th.Tensor) -> th.Tensor:
