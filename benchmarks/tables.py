@@ -4,17 +4,19 @@ Tables and pictures for the docs, made of the results of the suites (``benchmark
     python benchmarks/tables.py docs/results
 
 writes ``<suite>.md`` and ``<suite>.png`` for each suite into that folder. Where a suite has a file ``published.csv``
-(``environment`` and columns of one's own), its columns stand beside the best of training.
+(``environment`` and columns of one's own), its columns stand beside the best of training; where it has a file ``pairs.csv``
+(``algorithm`` and ``other``), the page has their probabilities of improvement too.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from sb3_attention_ac.compare.figures import task_intervals
-from sb3_attention_ac.compare.statistics import per_task
+from sb3_attention_ac.compare.statistics import Scores, interval, per_task, probability_of_improvement, score_matrices
 from sb3_attention_ac.compare.suites import read_results
 from sb3_attention_ac.compare.texts import BOLD, Table, task_table
 
@@ -58,6 +60,8 @@ def write_page(file: Path, folder: Path) -> Path:
         f"![Last return of each algorithm on each task: mean over seeds and 95 % bootstrap interval]({picture.name})",
         *(table.markdown() for table in suite_tables(runs, file.with_name("published.csv"))),
     ]
+    if (pairs := file.with_name("pairs.csv")).exists():
+        lines.append(improvement_table(runs, pairs).markdown())
     page = folder / f"{suite}.md"
     page.write_text("\n\n".join(lines), encoding="utf-8")
     return page
@@ -84,6 +88,36 @@ def suite_tables(runs: pd.DataFrame, published: Path) -> list[Table]:
     if not published.exists():
         return tables
     return [_with_published(table, published) if table.title == SCORES["best_training"][0] else table for table in tables]
+
+
+def improvement_table(runs: pd.DataFrame, pairs: Path) -> Table:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.suites.result_rows`
+    :param pairs: File of pairs of algorithms, which were run on all environments
+    :return: One row per pair: how probable it is that a run of the one ends above one of the other, for each score
+    """
+    names = list(pd.read_csv(pairs).itertuples(index=False, name=None))
+    matrices = {column: score_matrices(runs, column) for column in SCORES}
+    cells = {
+        (column, one, other): [float(number[0]) for number in interval([scores[one], scores[other]], _probability)]
+        for column, scores in matrices.items()
+        for one, other in names
+    }
+    rows = [
+        [f"{one} above {other}", *("{:.2f} [{:.2f}, {:.2f}]".format(*cells[column, one, other]) for column in SCORES)]
+        for one, other in names
+    ]
+    best = {(i, 1 + k) for i, pair in enumerate(names) for k, column in enumerate(SCORES) if cells[(column, *pair)][1] > 0.5}
+    n_seeds = min(len(scores) for scores in matrices["final"].values())
+    note = (
+        "How probable it is that a run of the one algorithm ends above a run of the other on the same environment, mean over "
+        f"environments, {n_seeds} seeds each; in brackets its 95 % bootstrap interval over seeds. Bold: it is above one half."
+    )
+    return Table("Probability of improvement", note, ["", *(title for title, _ in SCORES.values())], rows, frozenset(best))
+
+
+def _probability(x: Scores, y: Scores) -> Scores:
+    return np.array([probability_of_improvement(x, y)])
 
 
 def _with_published(table: Table, file: Path) -> Table:

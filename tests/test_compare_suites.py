@@ -376,6 +376,17 @@ def test_no_results_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "has no suite with a results.csv" in capsys.readouterr().err
 
 
+def test_pairs_have_their_probability_of_improvement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "games").mkdir()
+    rows = [f"{x},{env},{seed},{seed + 10 * (x == 'b')}" for x in "ab" for env in ("A", "B") for seed in range(5)]
+    scores = "\n".join(f"{row},{row.rpartition(',')[2]}" for row in rows)
+    (tmp_path / "games" / "results.csv").write_text(f"algorithm,environment,seed,final,best_training\n{scores}\n")
+    (tmp_path / "games" / "pairs.csv").write_text("algorithm,other\nb,a\na,b\n")
+    text = (pages(monkeypatch, tmp_path) / "games.md").read_text()
+    assert "| b above a | **1.00 [1.00, 1.00]** | **1.00 [1.00, 1.00]** |" in text
+    assert "| a above b | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] |" in text and "5 seeds each" in text
+
+
 def test_published_numbers_stand_beside_the_best_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = [make_result("good", env, 0, (0.0, 2.0)) for env in "BAD"]
     results = [replace(r, evaluations=tuple(replace(e, training=0.5) for e in r.evaluations)) for r in results]
