@@ -145,7 +145,7 @@ def export_onnx(
     :param kwargs: For :func:`torch.onnx.export`, e.g. ``opset_version``
     :raises ImportError: If the packages that PyTorch needs to export are not installed
     :raises ValueError: If masks are asked for and the action space knows none; or if ``attention_q`` changes actions and reads
-        other entries of Dict observations than the actor
+        other entries of Dict observations than the actor; or if the network fixes the number of environments
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
@@ -164,4 +164,18 @@ def export_onnx(
             output_names=actor.outputs,
             dynamic_shapes=(tuple({0: n_envs} for _ in actor.examples),),
             **{"dynamo": True, "external_data": False, "verbose": False, **kwargs},
+        )
+    _require_any_number_of_environments(path)
+
+
+def _require_any_number_of_environments(path: str | os.PathLike[str]) -> None:
+    """:raises ValueError: If the first axis of an input has the length of the examples"""
+    from onnx import load
+
+    fixed = [given.name for given in load(path).graph.input if not given.type.tensor_type.shape.dim[0].dim_param]
+    if fixed:
+        os.remove(path)
+        raise ValueError(
+            f"A file for any number of environments cannot be made: {', '.join(fixed)} would have a fixed first axis. "
+            "A network of your own that calls len(x) does that: use x.shape[0]."
         )

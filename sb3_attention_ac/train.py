@@ -8,15 +8,18 @@ processes:
 An entry without ``batch_size`` has the default in each.
 """
 
+import argparse
 import os
+import secrets
 import sys
 import tempfile
 from typing import Any
 
 import rl_zoo3.train
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.utils import get_device
 
-from sb3_attention_ac.distributed import is_launched
+from sb3_attention_ac.distributed import is_launched, maximum, start
 from sb3_attention_ac.zoo import register
 
 
@@ -45,11 +48,25 @@ class PartOfExperiment(ExperimentManager):
         super().create_callbacks()  # type: ignore[no-untyped-call]
 
 
+def _common_seed() -> int | None:
+    """:return: A seed for all processes, where the command line has none: RL Zoo would draw one in each"""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--seed", type=int, default=-1)
+    parser.add_argument("--device", default="auto")
+    given, _ = parser.parse_known_args()
+    if given.seed >= 0:
+        return None
+    start(get_device(given.device))
+    return maximum(secrets.randbelow(2**31))
+
+
 def main() -> None:
     """Register the algorithm and run the training script of RL Zoo."""
     register()
     if is_launched():
         vars(rl_zoo3.train)["ExperimentManager"] = PartOfExperiment
+        if (seed := _common_seed()) is not None:
+            sys.argv += ["--seed", str(seed)]
         if os.environ["RANK"] != "0":  # what it writes is nobody's business
             folder = tempfile.mkdtemp()
             sys.argv += ["--log-folder", folder, "--eval-freq", "-1", "--save-freq", "-1", "--tensorboard-log", ""]

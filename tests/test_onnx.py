@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_run import ACTION_SPACES, OBSERVATION_SPACES, SMALL, TINY, RandomEnv, policy_for
 
@@ -272,3 +273,36 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sb3_attention_ac.onnx.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs onnx and onnxscript: pip install '\.\[onnx\]'"):
         export_onnx(make_model(), tmp_path / "actor.onnx")
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_minigrids_features_extractor(memory_actor, tmp_path):
+    """Of any number of environments: what a file holds of the network is not the number of the examples"""
+    minigrid = pytest.importorskip("sb3_attention_ac.envs.minigrid")
+    space = spaces.Box(0, 2, (3 * 7 * 7,), np.uint8)
+    env = DummyVecEnv([lambda: RandomEnv(space, spaces.Discrete(3))])
+    options = {**TINY, "memory_actor": memory_actor, "features_extractor_class": minigrid.MiniGridOneHot}
+    model = AAC("MlpPolicy", env, policy_kwargs=options, **SMALL)
+    export_onnx(model, tmp_path / "grid.onnx")
+    inputs = onnxruntime.InferenceSession(str(tmp_path / "grid.onnx")).get_inputs()
+    assert all(isinstance(given.shape[0], str) for given in inputs)
+
+
+class CountsWithLen(FlattenExtractor):
+    """Python's number of rows, which an exported graph takes for a constant"""
+
+    def forward(self, observations):
+        return super().forward(observations).reshape(len(observations), -1)
+
+
+def test_a_fixed_number_of_environments_is_refused(tmp_path):
+    policy_kwargs = {**TINY, "features_extractor_class": CountsWithLen}
+    model = AAC(
+        "MlpPolicy",
+        DummyVecEnv([lambda: RandomEnv(OBSERVATION_SPACES["Box"], SPACES["Discrete"])]),
+        policy_kwargs=policy_kwargs,
+        **SMALL,
+    )
+    with pytest.raises(ValueError, match=r"obs would have a fixed first axis.*x\.shape\[0\]"):
+        export_onnx(model, tmp_path / "fixed.onnx")
+    assert not (tmp_path / "fixed.onnx").exists()

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def provenance(command: str) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "gpu": th.cuda.get_device_name() if th.cuda.is_available() else None,
         },
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
 
 
@@ -66,8 +67,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git_revision() -> str | None:
+@cache
+def git_revision() -> str | None:
     """
+    Asked before the first run of a process and then kept: the code that runs is that of then.
+
     :return: Revision of the checkout this package is in, with "+changes" where it has some, None if it is in none
     """
     package = Path(__file__).parents[1]

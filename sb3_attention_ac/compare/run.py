@@ -13,13 +13,14 @@ from stable_baselines3.common.utils import set_random_seed
 from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.experiment import build
 from sb3_attention_ac.compare.names import register_environments
-from sb3_attention_ac.compare.provenance import provenance
+from sb3_attention_ac.compare.provenance import git_revision, provenance
 from sb3_attention_ac.compare.settings import Job
 from sb3_attention_ac.compare.storage import RESULT_FILE, Result, to_text, write_atomically
 
 
 def warm_up() -> None:
-    """Import what is imported late otherwise, once for all runs instead of once in each."""
+    """What is needed once for all runs instead of once in each: late imports, and which code this is."""
+    git_revision()
     register_environments()
     th.optim.Adam([th.zeros(1, requires_grad=True)])  # PyTorch imports its compiler for the first optimizer
 
@@ -33,6 +34,7 @@ def run(job: Job, out: Path, command: str) -> Result:
     :param command: Command line of the comparison, kept beside the result
     :return: The result
     """
+    git_revision()  # of the code that runs, whatever is committed meanwhile
     th.set_num_threads(1)  # sums in another order are other numbers, and runs share the machine
     check_device(job.protocol.device)
     set_random_seed(job.seed)

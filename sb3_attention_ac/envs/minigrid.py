@@ -125,10 +125,11 @@ class MiniGridOneHot(BaseFeaturesExtractor):
         :param observations: Views, values as floats or integers, [batch, size]
         :return: Features, [batch, features_dim]
         """
-        frames = observations.reshape(len(observations) * self.n_frames, -1).long()
+        # shape[0] and not len(): ONNX takes what len() returns for a constant
+        frames = observations.reshape(observations.shape[0] * self.n_frames, -1).long()
         cells = frames[:, : 3 * self.width**2].reshape(-1, 3) + self.offsets
         try:
-            one_hot = th.zeros(len(cells), _N_CHANNELS, device=cells.device).scatter_(1, cells, 1.0)
+            one_hot = th.zeros(cells.shape[0], _N_CHANNELS, device=cells.device).scatter_(1, cells, 1.0)
         except RuntimeError as error:
             raise ValueError(
                 f"MiniGridOneHot reads MiniGridView's small integers, but there is {float(observations.min()):.3g} to "
@@ -137,5 +138,5 @@ class MiniGridOneHot(BaseFeaturesExtractor):
         parts = [self.conv(one_hot.reshape(-1, self.width, self.width, _N_CHANNELS).permute(0, 3, 1, 2))]
         if self.direction:
             parts.append(F.one_hot(frames[:, -1], N_DIRECTIONS).float())
-        features: th.Tensor = self.linear(th.cat(parts, dim=1).reshape(len(observations), -1))
+        features: th.Tensor = self.linear(th.cat(parts, dim=1).reshape(observations.shape[0], -1))
         return features
