@@ -15,7 +15,7 @@ made of what benchmarks/highlights.csv names:
 
 The table of what each part adds, of docs/results/parts.md, is made of benchmarks/effects.csv, after ``<!-- effects -->``.
 
-Mean over seeds with its 95 % interval (percentile bootstrap). Bold: the interval is above all others of its task.
+Mean over seeds with its 95 % interval (percentile bootstrap). Bold: as in the tables of a comparison.
 """
 
 import re
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sb3_attention_ac.compare.statistics import mean_interval
+from sb3_attention_ac.compare.texts import MISSING, number, task_table
 
 BENCHMARKS = Path(__file__).parent
 DOCS = BENCHMARKS.parent / "docs"
@@ -72,36 +72,18 @@ def read_runs(path: Path) -> pd.DataFrame:
     return runs.assign(suite=path.parent.name, task=tasks)
 
 
-def number(x: float) -> str:
-    """:return: Three digits, or all of an integer"""
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
-
-
 def cells(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
     """
     :param runs: Runs of one suite: task, variant, seed, steps, last_return
-    :return: Task and variant to mean and interval; an interval that is above all others of the task is bold
+    :return: Task and variant to mean and interval; bold as in :func:`~sb3_attention_ac.compare.texts.task_table`
     """
-    groups: dict[tuple[str, str], list[float]] = {}
-    for task, variant, last_return in zip(runs["task"], runs["variant"], runs["last_return"], strict=True):
-        groups.setdefault((task, variant), []).append(last_return)
-    finite = {key: [x for x in returns if np.isfinite(x)] for key, returns in groups.items()}
-    intervals = {key: mean_interval(np.array(returns))[1:] for key, returns in finite.items() if len(returns) > 1}
-    texts = {}
-    for (task, variant), returns in finite.items():
-        diverged = len(groups[task, variant]) - len(returns)
-        if not returns:
-            texts[task, variant] = "diverged"
-            continue
-        text = number(float(np.mean(returns)))
-        if (task, variant) in intervals:
-            low, high = map(float, intervals[task, variant])
-            others = [ends[1] for (name, other), ends in intervals.items() if name == task and other != variant]
-            text = f"{text} [{number(low)}, {number(high)}]"
-            text = f"**{text}**" if others and low > max(others) and not diverged else text
-        text += f" ({diverged} of {diverged + len(returns)} diverged)" if diverged else ""
-        texts[task, variant] = text
-    return texts
+    made = task_table(runs.rename(columns={"task": "environment", "variant": "algorithm"}), "last_return", "", "")
+    return {
+        (row[0], variant): f"**{cell}**" if (i, k) in made.best else cell
+        for i, row in enumerate(made.rows)
+        for k, (variant, cell) in enumerate(zip(made.header[1:], row[1:], strict=True), start=1)
+        if cell != MISSING
+    }
 
 
 def markdown(header: list[str], rows: list[list[str]], texts: Collection[int] = (0,)) -> str:

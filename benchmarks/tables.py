@@ -51,20 +51,27 @@ def write_page(file: Path, folder: Path) -> Path:
     :return: The page
     """
     folder.mkdir(parents=True, exist_ok=True)
-    runs, suite = read_results(file), file.parent.name
-    picture = folder / f"{suite}.png"
-    figure = task_intervals(per_task(runs, "final"))
+    figure = task_intervals(per_task(read_results(file), "final"))
+    picture, page = (folder / f"{file.parent.name}{suffix}" for suffix in (".png", ".md"))
     figure.savefig(picture, dpi=110, metadata={"Software": None})  # the same picture, whatever Matplotlib's version
+    page.write_text(page_text(file), encoding="utf-8")
+    return page
+
+
+def page_text(file: Path) -> str:
+    """
+    :param file: Results of a suite
+    :return: The page
+    """
+    runs, suite = read_results(file), file.parent.name
     lines = [
         f"<!-- Made by benchmarks/tables.py of benchmarks/{suite}/results.csv. Do not edit. -->",
-        f"![Last return of each algorithm on each task: mean over seeds and 95 % bootstrap interval]({picture.name})",
+        f"![Last return of each algorithm on each task: mean over seeds and 95 % bootstrap interval]({suite}.png)",
         *(table.markdown() for table in suite_tables(runs, file.with_name("published.csv"))),
     ]
     if (pairs := file.with_name("pairs.csv")).exists():
         lines.append(improvement_table(runs, pairs).markdown())
-    page = folder / f"{suite}.md"
-    page.write_text("\n\n".join(lines), encoding="utf-8")
-    return page
+    return "\n\n".join(lines)
 
 
 def suite_tables(runs: pd.DataFrame, published: Path) -> list[Table]:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from last_returns import PAGES as PAGES_WITH_TABLES  # noqa: E402
 from last_returns import cells, with_tables  # noqa: E402
 from pictures import PICTURE, described, draw, drawn_runs  # noqa: E402
+from tables import page_text  # noqa: E402
 
 
 def name(page: Path) -> str:
@@ -67,6 +68,11 @@ def test_what_the_site_includes_github_links_to(page):
 @pytest.mark.parametrize("page", PAGES_WITH_TABLES, ids=name)
 def test_tables_are_those_of_the_files(page):
     assert page.read_text() == with_tables(page.read_text()), "run: python benchmarks/last_returns.py"
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("benchmarks/*/results.csv")), ids=lambda file: file.parent.name)
+def test_pages_of_suites_are_those_of_the_files(file):
+    assert (DOCS / "results" / "suites" / f"{file.parent.name}.md").read_text() == page_text(file), "run benchmarks/tables.py"
 
 
 def test_the_picture_is_that_of_the_file():
