@@ -12,11 +12,13 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_compare import REFERENCES, few_repetitions, make_result, make_results
 from test_compare_settings import one_job
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.compare import evaluate, figures
+from sb3_attention_ac.compare.episodes import EpisodeRecorder
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import read_finished
 from sb3_attention_ac.compare.report import write_report
@@ -169,6 +171,62 @@ def test_what_takes_masks_is_evaluated_with_them(tmp_path: Path, algo: str) -> N
         del gym.registry["Forbidding-v0"]
     returns = [episode for evaluation in result.evaluations for episode in evaluation.returns]
     assert (min(returns) < 0) == (algo == "ppo")
+
+
+class Dialogue(Clock):
+    """Each tick is worth what the action says, an observation is the number of ticks."""
+
+    observation_space = spaces.Box(0, 100, (1,))
+    action_space = spaces.Box(0, 200, (1,))
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.ticks += 1
+        return np.full(1, self.ticks, np.float32), float(action[0]), self.ticks >= self.length, False, {}
+
+
+class Asked:
+    """A model whose actions say what it was asked: 10 for an episode's start, 100 for the state of the tick before."""
+
+    def __init__(self, env: Any = None) -> None:
+        self.deterministic: list[bool] = []
+        self.env = env
+
+    def get_env(self) -> Any:
+        return self.env
+
+    get_vec_normalize_env = get_env
+
+    def predict(self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, Any]:
+        self.deterministic.append(deterministic)
+        ticks = obs[:, 0]
+        goes_on = np.zeros(len(ticks), dtype=bool) if state is None else (state[0] == ticks - 1) & ~episode_start
+        return (100.0 * goes_on + 10.0 * (episode_start & (ticks == 0)))[:, None], (ticks,)
+
+
+def recorded(*lengths: int) -> evaluate.RecordedEnv:
+    recorders = [EpisodeRecorder(Dialogue(length)) for length in lengths]
+    return evaluate.RecordedEnv(DummyVecEnv([lambda r=r: r for r in recorders]), [r.episodes for r in recorders])  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_evaluations_pass_on_states_starts_and_whether_to_sample(deterministic: bool) -> None:
+    callback = evaluate.EvaluationCallback(lambda: recorded(4, 10), replace(PROTOCOL, deterministic=deterministic))
+    model = Asked()
+    callback.model = model  # type: ignore[assignment]
+    for _ in range(2):
+        assert callback._evaluate() == ((310, 910), (4, 10))
+    assert set(model.deterministic) == {deterministic}
+
+
+def test_evaluations_are_normalized_as_training_is_now() -> None:
+    training, kept = VecNormalize(recorded(4).env), recorded(4)
+    own = VecNormalize(kept.env, training=False)
+    callback = evaluate.EvaluationCallback(lambda: evaluate.RecordedEnv(own, kept.episodes), PROTOCOL)
+    callback.model = Asked(training)  # type: ignore[assignment]
+    for mean in (3.0, 5.0):
+        training.obs_rms.mean[:] = mean  # type: ignore[union-attr]
+        callback._begin()
+        assert own.obs_rms.mean == mean  # type: ignore[union-attr]
 
 
 def test_rewards_are_raw(tmp_path: Path, clock: str) -> None:

@@ -188,8 +188,18 @@ def test_suites_of_the_repository_can_be_planned(folder: Path, monkeypatch: pyte
     for package in read.get("gym_packages", []):
         pytest.importorskip(package)
     variants = collect_variants(read.get("algos", []), read.get("variants", []))
-    planned = plan(variants, read["envs"], 1, Protocol(gym_packages=tuple(read.get("gym_packages", []))), read["hyperparams"])
+    given = {name: read[name] for name in ("steps", "evaluations", "episodes") if name in read}
+    protocol = Protocol(gym_packages=tuple(read.get("gym_packages", [])), deterministic=not read.get("stochastic"), **given)
+    planned = plan(variants, read["envs"], 1, protocol, read["hyperparams"])
     assert len(planned) == len(variants) * len(read["envs"])
+    if (folder / "results.csv").exists():  # else the next run would replace the rows that are there
+        settings = {(job.env, job.variant): fingerprint(job) for job in planned}
+        rows = read_results(folder / "results.csv").to_dict("records")
+        assert not {
+            key
+            for row in rows
+            if settings.get(key := (row["environment"], row["algorithm"]), row["settings"]) != row["settings"]
+        }
 
 
 # ---- rows

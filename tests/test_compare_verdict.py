@@ -9,7 +9,7 @@ from test_compare import REFERENCES, few_repetitions, make_result, make_results
 
 from sb3_attention_ac.compare.differing import differing_settings
 from sb3_attention_ac.compare.scores import Reference
-from sb3_attention_ac.compare.statistics import improvements, summaries
+from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, summaries
 from sb3_attention_ac.compare.storage import Result
 from sb3_attention_ac.compare.tables import tables
 from sb3_attention_ac.compare.texts import summary_table, task_table
@@ -144,6 +144,19 @@ def test_equal_scores_have_no_highest() -> None:
     results = [*ends("one", 3, 4, 5, 6, 7), *ends("two", 7, 6, 5, 4, 3), *ends("three", 1, 1, 1, 1, 1)]
     assert judge(results)[0].startswith("No winner: one and two share the highest score. ")
     assert judge([r for r in results if r.job.seed < 2])[0].startswith("No winner: 2 seeds cannot tell")
+
+
+def test_both_rows_of_a_pair_hold_their_probability() -> None:
+    _, runs, _ = tables([*ends("one", 3, 4, 5, 6, 7), *ends("two", 2, 3, 6.5, 2, 3)], REFERENCES)
+    pairs = improvements(runs)
+    assert len(pairs) == 2 and (pairs["low"] <= pairs["probability"]).all() and (pairs["probability"] <= pairs["high"]).all()
+    assert pairs["probability"].tolist() == pytest.approx([0.8, 0.2])
+
+
+def test_curves_over_environments_are_of_the_middle_half() -> None:
+    rows = [("one", "A", seed, 0, float(score)) for seed, score in enumerate((0, 1, 2, 3, 100, 2, 1, 3))]
+    curve = aggregate_curves(pd.DataFrame(rows, columns=["algorithm", "environment", "seed", "point", "score_normalised"]))
+    assert curve["value"].tolist() == [2.0]
 
 
 def test_equal_scores_have_no_bold_one() -> None:

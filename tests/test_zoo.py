@@ -175,24 +175,27 @@ def test_section_parses(env_id):
 
 
 def test_every_section_has_its_state():
-    """What is said to be measured has five seeds in the CSV files."""
+    """What is said to be measured has five seeds in the CSV files, of as many steps as the entry or what is said of it has."""
 
     def task_of(env_id: str) -> str:  # as the older files name it
         return env_id.removeprefix("popgym-").removesuffix("-v0") if env_id.startswith("popgym-") else env_id
 
-    seeds: dict[str, set[str]] = {}
+    runs: dict[str, dict[str, int]] = {}
     for name in ("last_returns", "results"):
         for file in (Path(__file__).parents[1] / "benchmarks").glob(f"*/{name}.csv"):
             for row in csv.DictReader(file.read_text().splitlines()):
                 if row.get("variant", row.get("algorithm", "")).startswith("aac"):
-                    seeds.setdefault(row.get("task") or task_of(row["environment"]), set()).add(row["seed"])
+                    seeds = runs.setdefault(row.get("task") or task_of(row["environment"]), {})
+                    seeds[row["seed"]] = max(seeds.get(row["seed"], 0), int(row["steps"]))
     lines = zoo.hyperparams_path().read_text().splitlines()
     for number, line in enumerate(lines):
         if found := re.match(r"(\S+):", line):
-            state = re.search("# (Tuned|Measured|Transferred)", line + lines[number - 1])
+            state = re.search("# (Tuned|Measured|Transferred)(?: at ([0-9,]+) steps)?", line + lines[number - 1])
             assert state, line
             if state[1] == "Measured":
-                assert len(seeds[task_of(found[1])]) >= 5
+                steps = float(state[2].replace(",", "") if state[2] else HYPERPARAMS[found[1]]["n_timesteps"])
+                measured = sum(done >= steps for done in runs[task_of(found[1])].values())
+                assert measured >= 5, f"{found[1]}: {measured} seeds of {steps:,.0f} steps, {runs[task_of(found[1])]}"
 
 
 @pytest.mark.slow
