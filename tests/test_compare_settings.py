@@ -171,6 +171,7 @@ def test_the_policy_is_that_of_what_an_entry_makes_of_the_environment(monkeypatc
     flat = {"env_kwargs": {"needed": 1, "shows": "numbers"}, "env_wrapper": "gymnasium.wrappers.FlattenObservation"}
     assert read(**flat)["policy"] == read("ars", **flat, policy="MlpPolicy")["policy"] == "MlpPolicy"
     assert read("maskable_ppo", **flat)["policy"] == "MlpPolicy"
+    assert read(**flat, vec_env_wrapper="sb3_attention_ac.wrappers.VecPreviousActionReward")["policy"] == "MultiInputPolicy"
 
 
 def test_maskable_ppo_needs_masks() -> None:

@@ -103,11 +103,12 @@ def check_environment(env: str, hyperparams: Mapping[str, Any] = {}) -> Shown:
     Create the environment once, with the arguments and wrappers of its entry. Call :func:`register_environments` before.
 
     :param env: Id of the environment
-    :param hyperparams: In the format of RL Zoo; ``env_kwargs`` and ``env_wrapper`` of it count
+    :param hyperparams: In the format of RL Zoo; ``env_kwargs``, ``env_wrapper`` and ``vec_env_wrapper`` of it count
     :return: What it shows
     :raises CompareError: If it is not known (offers the closest names), a package is missing (says which), or it fails
     """
     from rl_zoo3.utils import get_wrapper_class
+    from stable_baselines3.common.vec_env import DummyVecEnv
 
     from sb3_attention_ac.networks.distributions import forbids_actions
 
@@ -116,6 +117,10 @@ def check_environment(env: str, hyperparams: Mapping[str, Any] = {}) -> Shown:
         wrap = get_wrapper_class(dict(hyperparams))
         made = gym.make(env, **(hyperparams.get("env_kwargs") or {}))
         instance = made if wrap is None else wrap(made)
+        space = instance.observation_space
+        wrap_all: Any = get_wrapper_class(dict(hyperparams), "vec_env_wrapper")
+        if wrap_all is not None:
+            space = wrap_all(DummyVecEnv([lambda: instance])).observation_space
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise CompareError(f"The environment {env!r} needs a package that is not installed: {error}") from error
     except Exception as error:
@@ -123,6 +128,6 @@ def check_environment(env: str, hyperparams: Mapping[str, Any] = {}) -> Shown:
             f"The environment {env!r} cannot be made: {type(error).__name__}: {error}. Set its arguments and wrappers "
             "in its entry, as `env_kwargs` (a mapping) and `env_wrapper`, see --hyperparams and --variants."
         ) from error
-    shown = Shown(instance.observation_space, forbids_actions(instance))
+    shown = Shown(space, forbids_actions(instance))
     made.close()
     return shown
