@@ -42,6 +42,7 @@ def test_the_functions_by_themselves(tmp_path):
         assert first.tolist() == [1.5, 3.0] and second.tolist() == [2.0, 2.0] and third is None
         assert found["mean"] == 0.5 and found["agree"] == [True, False]
         assert found["envs"].tolist() == [[0, 1], [0, 1]]
+        assert found["seed"] == both[0]["seed"] >= 0  # RL Zoo's script would draw one in each
 
 
 def test_a_process_alone_is_left_alone():
