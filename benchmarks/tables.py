@@ -78,14 +78,14 @@ def suite_tables(runs: pd.DataFrame, published: Path) -> list[Table]:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.suites.result_rows`
     :param published: File of what others have published, which need not exist
-    :return: A table for each score that was recorded, and one for the seconds of training
+    :return: A table for each score that was recorded, and where there are several algorithms one for the seconds of training
     """
     tables = [
         task_table(runs.dropna(subset=column) if column != "final" else runs, column, *texts)
         for column, texts in SCORES.items()
         if runs[column].notna().any()
     ]
-    if runs["train_seconds"].notna().any():
+    if runs["train_seconds"].notna().any() and runs["algorithm"].nunique() > 1:  # seconds compare within a table alone
         where = ", ".join(sorted(runs["processor"].dropna().unique()))
         note = f"Seconds of training, evaluations excluded ({where}); mean over seeds and 95 % bootstrap interval."
         tables.append(
