@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import rl_zoo3.import_envs  # noqa: F401  (registers CartPoleNoVel-v1)
+from last_returns import DOCS, markdown
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
 from sb3_attention_ac import AAC
 
-PAGE = Path(__file__).parents[1] / "docs" / "guide" / "logs.md"
+PAGE = DOCS / "guide" / "logs.md"
 TABLE = re.compile(r"(<!-- healthy run -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 STEPS = (13_312, 25_600, 51_200, 75_776, 100_352)
 KEYS = {
@@ -45,10 +46,9 @@ def table(logged: pd.DataFrame) -> str:
     :param logged: See :func:`progress`
     :return: A table in Markdown
     """
-    lines = ["| steps | " + " | ".join(f"{steps:,}" for steps in STEPS) + " |", "| --- |" + " ---: |" * len(STEPS)]
     # Losses and divergences of an update are logged with the rollout after it
-    lines += [f"| `{key}` | " + " | ".join(format(logged[key][n], form) for n in STEPS) + " |" for key, form in KEYS.items()]
-    return "\n".join(lines) + "\n"
+    rows = [[f"`{key}`", *(format(logged[key][steps], form) for steps in STEPS)] for key, form in KEYS.items()]
+    return markdown(["steps", *(f"{steps:,}" for steps in STEPS)], rows)
 
 
 if __name__ == "__main__":

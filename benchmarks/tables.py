@@ -12,11 +12,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from sb3_attention_ac.compare.figures import task_intervals
-from sb3_attention_ac.compare.statistics import Scores, interval, per_task, probability_of_improvement, score_matrices
+from sb3_attention_ac.compare.statistics import improvements, per_task, score_matrices
 from sb3_attention_ac.compare.suites import read_results
 from sb3_attention_ac.compare.texts import BOLD, Table, task_table
 
@@ -104,27 +103,22 @@ def improvement_table(runs: pd.DataFrame, pairs: Path) -> Table:
     :return: One row per pair: how probable it is that a run of the one ends above one of the other, for each score
     """
     names = list(pd.read_csv(pairs).itertuples(index=False, name=None))
-    matrices = {column: score_matrices(runs, column) for column in SCORES}
-    cells = {
-        (column, one, other): [float(number[0]) for number in interval([scores[one], scores[other]], _probability)]
-        for column, scores in matrices.items()
-        for one, other in names
-    }
-    rows = [
-        [f"{one} above {other}", *("{:.2f} [{:.2f}, {:.2f}]".format(*cells[column, one, other]) for column in SCORES)]
-        for one, other in names
+    found = [
+        {(one, other): numbers for one, other, *numbers in improvements(runs, column).itertuples(index=False)}
+        for column in SCORES
     ]
-    best = {(i, 1 + k) for i, pair in enumerate(names) for k, column in enumerate(SCORES) if cells[(column, *pair)][1] > 0.5}
-    n_seeds = min(len(scores) for scores in matrices["final"].values())
+    cells = [[scores[pair] for scores in found] for pair in names]
+    rows = [
+        [f"{one} above {other}", *("{:.2f} [{:.2f}, {:.2f}]".format(*cell) for cell in row)]
+        for (one, other), row in zip(names, cells, strict=True)
+    ]
+    best = {(i, k) for i, row in enumerate(cells) for k, (_, low, _) in enumerate(row, start=1) if low > 0.5}
+    n_seeds = min(len(scores) for scores in score_matrices(runs, "final").values())
     note = (
         "How probable it is that a run of the one algorithm ends above a run of the other on the same environment, mean over "
         f"environments, {n_seeds} seeds each; in brackets its 95 % bootstrap interval over seeds. Bold: it is above one half."
     )
     return Table("Probability of improvement", note, ["", *(title for title, _ in SCORES.values())], rows, frozenset(best))
-
-
-def _probability(x: Scores, y: Scores) -> Scores:
-    return np.array([probability_of_improvement(x, y)])
 
 
 def _with_published(table: Table, file: Path) -> Table:

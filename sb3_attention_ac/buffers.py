@@ -369,12 +369,13 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         assert self.full, "The rollout is not complete yet"
         permutation = np.random.permutation if random is None else random.permutation
         minibatches: list[WindowSamples] = []
-        for starts, length in self.chunks():
+        chunks = self.chunks()
+        for starts, length in chunks:
             first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(self.n_envs), indexing="ij"))
             order = permutation(len(first))
             n_windows = len(order) if batch_size is None else max(batch_size // length, 1)
             minibatches += split_batch(self.window_samples(first[order], env[order], length), n_windows)
-        if len(self.chunks()) > 1:  # the shorter ones at any place: who takes the first ones alone shall see all steps
+        if len(chunks) > 1:  # the shorter ones at any place: who takes the first ones alone shall see all steps
             minibatches = [minibatches[i] for i in permutation(len(minibatches))]
         yield from minibatches
 

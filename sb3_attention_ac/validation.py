@@ -22,7 +22,6 @@ AUX_LOSSES: dict[str, tuple[str, ...]] = {
     "value": ("return",),
     "prediction": PREDICTION_TARGETS,
     "next_step": ("next_step",),
-    "live": ("next_step",),  # its first name
 }
 ALL_TARGETS = (*PREDICTION_TARGETS, "contrastive", "next_step")
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
@@ -175,21 +174,26 @@ def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | 
     :return: What is predicted; None for "auto", which the policy resolves
     :raises ValueError: If a name is unknown
     """
-    names = ", ".join(repr(name) for name in AUX_LOSSES if name != "live")
-    allowed = f"allowed are 'auto', None, {names}, or a list of {list(ALL_TARGETS)}"
+    allowed = f"allowed are 'auto', None, {', '.join(map(repr, AUX_LOSSES))}, or a list of {list(ALL_TARGETS)}"
     if aux_loss is None:
         return ()
     if isinstance(aux_loss, str) and aux_loss == "auto":
         return None
+    if isinstance(aux_loss, str):
+        aux_loss = _present_name(aux_loss)
     if isinstance(aux_loss, str) and aux_loss in AUX_LOSSES:
         return AUX_LOSSES[aux_loss]
     if isinstance(aux_loss, str) or not isinstance(aux_loss, Collection):
         raise ValueError(f"aux_loss={aux_loss!r} is unknown: {allowed}.")
-    aux_loss = ["next_step" if target == "live" else target for target in aux_loss]
+    aux_loss = [_present_name(target) for target in aux_loss]
     unknown = [target for target in aux_loss if target not in ALL_TARGETS]
     if unknown or len(aux_loss) == 0:
         raise ValueError(f"aux_loss={list(aux_loss)!r} has {'unknown targets' if unknown else 'no targets'}: {allowed}.")
     return tuple(dict.fromkeys(aux_loss))
+
+
+def _present_name(target: Any) -> Any:
+    return "next_step" if target == "live" else target  # its first name
 
 
 def check_auxiliary(

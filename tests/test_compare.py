@@ -226,9 +226,8 @@ def test_iqm_is_that_of_rliable(shape: tuple[int, int]) -> None:
 
 def test_few_seeds_are_resampled_in_every_way() -> None:
     assert mean_interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)
-    means = sorted(
-        np.mean(draw) for draw in product((0.0, 1.0, 5.0, 9.0), repeat=4)
-    )  # 256, of which 6.4 are below the interval
+    # 256 resamples, of which 6.4 are below the interval
+    means = sorted(np.mean(draw) for draw in product((0.0, 1.0, 5.0, 9.0), repeat=4))
     assert mean_interval(np.array([0.0, 1.0, 5.0, 9.0])) == (3.75, means[6], means[-7])
     many = np.arange(9.0)
     assert mean_interval(many)[1:] == pytest.approx((2.31, 5.69), abs=0.15)  # 4 +- 1.96 sigma / 3

@@ -296,13 +296,7 @@ class CountsWithLen(FlattenExtractor):
 
 
 def test_a_fixed_number_of_environments_is_refused(tmp_path):
-    policy_kwargs = {**TINY, "features_extractor_class": CountsWithLen}
-    model = AAC(
-        "MlpPolicy",
-        DummyVecEnv([lambda: RandomEnv(OBSERVATION_SPACES["Box"], SPACES["Discrete"])]),
-        policy_kwargs=policy_kwargs,
-        **SMALL,
-    )
+    model = make_model(features_extractor_class=CountsWithLen)
     with pytest.raises(ValueError, match=r"obs would have a fixed first axis.*x\.shape\[0\]"):
         export_onnx(model, tmp_path / "fixed.onnx")
     assert not (tmp_path / "fixed.onnx").exists()

@@ -99,9 +99,10 @@ def probability_of_improvement(x: Scores, y: Scores) -> float:
     return float(np.mean(higher + 0.5 * equal))
 
 
-def improvements(runs: pd.DataFrame) -> pd.DataFrame:
+def improvements(runs: pd.DataFrame, column: str = "final_normalised") -> pd.DataFrame:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :param column: Name of the score
     :return: One row per ordered pair of algorithms: probability that a run of ``algorithm`` ends higher than one of ``other``
         on the same environment, with low and high
     """
@@ -110,7 +111,7 @@ def improvements(runs: pd.DataFrame) -> pd.DataFrame:
         return np.array([probability_of_improvement(x, y)])
 
     rows = []
-    for (name, x), (other, y) in combinations(score_matrices(runs, "final_normalised").items(), 2):
+    for (name, x), (other, y) in combinations(score_matrices(runs, column).items(), 2):
         probability, low, high = (float(number[0]) for number in interval([x, y], function))
         rows.append({"algorithm": name, "other": other, "probability": probability, "low": low, "high": high})
         rows.append({"algorithm": other, "other": name, "probability": 1 - probability, "low": 1 - high, "high": 1 - low})
