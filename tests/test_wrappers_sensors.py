@@ -6,6 +6,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
+import sb3_attention_ac.envs  # noqa: F401  # registers the tasks
 from sb3_attention_ac.wrappers import FailingSensors, PositionOnly, VelocityOnly
 
 # Task: size of the observation, of its positions and velocities (Gymnasium's tables of observation spaces)
@@ -182,3 +183,16 @@ def test_other_observations_are_refused():
     pytest.importorskip("mujoco")
     with pytest.raises(ValueError, match="before other wrappers"):
         VelocityOnly(PositionOnly(gym.make("Hopper-v5")))
+
+
+@pytest.mark.parametrize("wrapper", [PositionOnly, VelocityOnly, FailingSensors])
+@pytest.mark.parametrize("task", MUJOCO)
+def test_each_task_is_registered_with_each_wrapper(task, wrapper):
+    name = task.replace("-v5", f"{wrapper.__name__}-v5")
+    env = gym.make(name)
+    inside = gym.make(task)
+    assert type(env) is wrapper
+    assert env.spec.id == name
+    assert (env.spec.max_episode_steps, env.spec.reward_threshold) == (1000, inside.spec.reward_threshold)
+    seen, full = env.reset(seed=3)[0], wrapper(inside).reset(seed=3)[0]
+    np.testing.assert_array_equal(seen, full)

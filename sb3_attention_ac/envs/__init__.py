@@ -13,8 +13,10 @@ The sizes of published tables have names of their own, so that a configuration f
 - ``EndlessTMaze<n>-v0`` and ``EndlessTMazeUniform<n>-v0``: n = 1, 3, 5 or 10 corridors of length 10, or of 1 to 10
 - ``EndlessTMaze<n>x<L>-v0``: n corridors of length L, 3 of 50 or 5 of 100
 - ``GridTMaze<L>-v0``: corridor of L = 8, 16, 32, 64 or 128 cells
+- ``<task>PositionOnly-v5``, ``<task>VelocityOnly-v5`` and ``<task>FailingSensors-v5``: MuJoCo's Ant, HalfCheetah, Hopper and
+  Walker2d in the wrappers of these names
 
-Each environment names the source of its definition and reports ``info["is_success"]`` at the end of an episode, which SB3
+Each maze names the source of its definition and reports ``info["is_success"]`` at the end of an episode, which SB3
 logs as ``rollout/success_rate``.
 """
 
@@ -25,6 +27,7 @@ from gymnasium.envs.registration import register
 from sb3_attention_ac.envs.base import Maze
 from sb3_attention_ac.envs.endless_tmaze import EndlessTMaze
 from sb3_attention_ac.envs.grid_tmaze import GridTMaze
+from sb3_attention_ac.envs.mujoco import register_partly_observed
 from sb3_attention_ac.envs.noisy_tmaze import NoisyTMaze
 from sb3_attention_ac.envs.passive_tmaze import PassiveTMaze
 
@@ -47,3 +50,4 @@ for _n in (1, 3, 5, 10):
     _register(EndlessTMaze, f"EndlessTMazeUniform{_n}", n_corridors=_n, lengths="uniform")
 for _n, _length in ((3, 50), (5, 100)):
     _register(EndlessTMaze, f"EndlessTMaze{_n}x{_length}", n_corridors=_n, corridor_length=_length)
+register_partly_observed()
