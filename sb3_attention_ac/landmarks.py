@@ -10,7 +10,7 @@ that what is new replaces what is old. Raw steps are kept, nothing hidden: each 
 the same choice, sees the same steps as training.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -19,7 +19,6 @@ from sb3_attention_ac.step_storage import NO_EPISODE, StepStorage
 from sb3_attention_ac.type_aliases import TrajectoryWindows, map_obs
 
 RULES = ("first", "surprise")
-Numbers = TypeVar("Numbers", np.ndarray, th.Tensor)
 FADING = 0.9  # of a landmark's surprise, at each choice
 
 
@@ -92,13 +91,13 @@ class LandmarkStorage:
         ids = candidates["episode_ids"]
         present = self.storage.arrays["episode_ids"][row - 1][:, None]
         valid = (ids == present) & (present != NO_EPISODE)
-        costs, by_surprise = costs_of(candidates["ages"], candidates.get("surprises")), "surprises" in candidates
-        order = choose(th.from_numpy(costs), th.from_numpy(valid), self.n_landmarks, by_surprise).numpy()  # [n_envs, K]
+        surprises = th.from_numpy(candidates["surprises"]) if "surprises" in candidates else None
+        order = choose(th.from_numpy(candidates["ages"]), surprises, th.from_numpy(valid), self.n_landmarks).numpy()
         envs = np.arange(len(order))[:, None]
         candidates["episode_ids"] = np.where(valid, ids, NO_EPISODE)
-        for name, part in candidates.items():
+        for name, part in candidates.items():  # [n_envs, K, ...] each
             map_obs(lambda array, new: array.__setitem__(chunk, new[envs, order]), self.arrays[name], part)
-        if by_surprise:
+        if surprises is not None:
             self.arrays["surprises"][chunk] *= np.float32(FADING)
 
     def tensors(self, device: th.device) -> TrajectoryWindows:
@@ -147,35 +146,27 @@ def landmarks_after(
     candidates = landmarks.map(lambda old, new: th.cat([old, new], dim=1), leaving)  # [N, K + C, ...] each
     valid = (candidates.episode_ids == episodes) & (episodes != NO_EPISODE)
     valid &= th.cat([th.ones_like(landmarks.episode_ids, dtype=th.bool), has_left], dim=1)
-    surprises = candidates.surprises
-    order = choose(costs_of(candidates.ages, surprises), valid, n_landmarks, surprises is not None)  # [N, K]
+    order = choose(candidates.ages, candidates.surprises, valid, n_landmarks)  # [N, K]
     windows = th.arange(len(order), device=order.device).unsqueeze(1)
     there = candidates._replace(episode_ids=th.where(valid, candidates.episode_ids, NO_EPISODE))
     return there.map(lambda part: part[windows, order])._replace(n_landmarks=n_landmarks)
 
 
-def costs_of(ages: Numbers, surprises: Numbers | None) -> Numbers:
+def choose(ages: th.Tensor, surprises: th.Tensor | None, valid: th.Tensor, n_landmarks: int) -> th.Tensor:
     """
-    :param ages: Steps since the episode began
-    :param surprises: How unexpected each step was, by the rule "surprise"; None by the rule "first"
-    :return: What a step costs; the cheapest stay. Of equal surprises the earlier: where a choice is made must not matter
-    """
-    return ages if surprises is None else ages % 1000.0 * 1e-5 - surprises
+    Choose the landmarks, of a rollout and while acting, from the landmarks so far and the steps that have left the context.
 
-
-def choose(costs: th.Tensor, valid: th.Tensor, n_landmarks: int, by_surprise: bool) -> th.Tensor:
-    """
-    Choose the landmarks, of a rollout and while acting.
-
-    :param costs: Of the landmarks so far and the steps that have left the context, [N, K + n_leaving]
+    :param ages: Steps since the episode began, [N, K + n_leaving]
+    :param surprises: How unexpected each was, by the rule "surprise": those that stay are then in the order of the episode,
+        after empty places, so that positions tell which came later. None by the rule "first"
     :param valid: Whether each is of the present episode, [N, K + n_leaving]
     :param n_landmarks: K
-    :param by_surprise: Whether the costs are of surprises: the order of those that stay is then that of the candidates, which
-        is that of the episode, after empty places. So positions tell which came later
     :return: Which of them stay, in this order, [N, K]
     """
+    # The cheapest stay. Of equal surprises the earlier: where a choice is made must not matter
+    costs = ages if surprises is None else ages % 1000.0 * 1e-5 - surprises
     # Costs in an episode differ: the order of equal ones, which are not valid, says nothing. ONNX knows no stable sort
     order = th.where(valid, costs, th.inf).argsort(dim=1)[:, :n_landmarks]
-    if by_surprise:
+    if surprises is not None:
         order = order.gather(1, th.where(valid.gather(1, order), order, -1).argsort(dim=1))
     return order

@@ -11,7 +11,7 @@ from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, recorded
 from sb3_attention_ac.acting import MemoryActor
 from sb3_attention_ac.auxiliary.next_step_prediction import LARGEST_SURPRISE
 from sb3_attention_ac.evaluation import evaluate_actions
-from sb3_attention_ac.landmarks import FADING, choose, costs_of
+from sb3_attention_ac.landmarks import FADING, choose
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder
 from sb3_attention_ac.networks.preprocessing import encode_actions, stack_frames
 from sb3_attention_ac.type_aliases import TrajectoryWindows
@@ -138,8 +138,8 @@ def test_what_is_chosen_while_acting():
     """The lowest ages of those of the episode, the others last; ties in their order"""
     ages = th.tensor([[5.0, 2.0, -1.0, 3.0], [7.0, 0.0, 1.0, 2.0], [4.0, 4.0, 4.0, 1.0]])
     valid = th.tensor([[True, True, False, True], [False, True, True, True], [True, False, True, False]])
-    assert choose(ages, valid, 2, False).tolist() == [[1, 3], [1, 2], [0, 2]]
-    assert choose(ages, valid, 4, False).tolist() == [[1, 3, 0, 2], [1, 2, 3, 0], [0, 2, 1, 3]]
+    assert choose(ages, None, valid, 2).tolist() == [[1, 3], [1, 2], [0, 2]]
+    assert choose(ages, None, valid, 4).tolist() == [[1, 3, 0, 2], [1, 2, 3, 0], [0, 2, 1, 3]]
 
 
 def test_landmarks_have_no_neighbours():
@@ -224,18 +224,17 @@ def test_an_observation_is_as_surprising_as_the_error_of_its_prediction():
 
 def test_equal_surprises_are_chosen_by_age():
     ages = th.tensor([[7.0, 3.0, 5.0, 2.0, 0.0]])
-    costs = costs_of(ages, th.tensor([[4.0, 4.0, 4.0, 0.0, th.inf]]))
-    assert choose(costs, ages >= 0, 4, False).tolist() == [[4, 1, 2, 0]]
-    assert np.array_equal(costs_of(ages.numpy(), np.full((1, 5), 4.0, np.float32)), costs_of(ages, th.full((1, 5), 4.0)))
+    surprises = th.tensor([[4.0, 4.0, 4.0, 0.0, th.inf]])
+    chosen = [choose(ages, surprises, ages >= 0, k).tolist()[0] for k in (1, 2, 3, 4)]
+    assert chosen == [[4], [1, 4], [1, 2, 4], [0, 1, 2, 4]]
 
 
 def test_landmarks_by_surprise_are_in_the_order_of_the_episode():
     """After empty places, so that positions tell which came later"""
     ages, surprises = th.tensor([[0.0, 4.0, -1.0, 9.0, 10.0, 11.0]]), th.tensor([[th.inf, 1.0, 7.0, 5.0, 0.5, 6.0]])
-    costs = costs_of(ages, surprises)
-    assert choose(costs, ages >= 0, 3, True).tolist() == [[0, 3, 5]]
-    assert choose(costs, ages >= 0, 3, False).tolist() == [[0, 5, 3]]
-    assert choose(costs, ages >= 9, 4, True)[0, 1:].tolist() == [3, 4, 5]
+    assert choose(ages, surprises, ages >= 0, 3).tolist() == [[0, 3, 5]]
+    assert choose(ages, None, ages >= 0, 3).tolist() == [[0, 1, 3]]
+    assert choose(ages, surprises, ages >= 9, 4)[0, 1:].tolist() == [3, 4, 5]
 
 
 def test_a_buffer_is_told_what_it_needs():

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
-from sb3_attention_ac.landmarks import FADING, choose, costs_of
+from sb3_attention_ac.landmarks import FADING, choose
 from sb3_attention_ac.networks.constants import cached
 from sb3_attention_ac.networks.history_network import HistoryNetwork, Mlp
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask
@@ -202,8 +202,7 @@ class IncrementalEncoder:
         slots = self._slots[k:end]
         ages = cache.age[rows].unsqueeze(1) - (self.n_slots - slots)  # [M, n_leaving]
         ages = th.cat([cache.landmark_ages[rows], th.where(slots >= cache.start[rows].unsqueeze(1), ages, -1.0)], dim=1)
-        costs = costs_of(ages, None if self.surprise is None else cache.surprises[rows, :end])
-        order = choose(costs, ages >= 0, k, self.surprise is not None)  # [M, k]
+        order = choose(ages, None if self.surprise is None else cache.surprises[rows, :end], ages >= 0, k)  # [M, k]
         if self.surprise is not None:
             cache.surprises[rows, :k] = cache.surprises[rows, :end].gather(1, order) * FADING
         every_row = th.arange(order.shape[0], device=order.device).unsqueeze(1)
