@@ -53,7 +53,7 @@ Act = Callable[[Obs, np.ndarray, th.Tensor | None], ActorOutput]
 
 class AttentionActorCriticPolicy(ActorCriticPolicy):
     """
-    SB3's actor-critic policy whose critic attends to the trajectory. At initialisation the critic is SB3's MLP critic: what
+    SB3's actor-critic policy whose critic attends to the trajectory. At initialization the critic is SB3's MLP critic: what
     attention adds is learned, starting at zero. By default the actor is SB3's MLP, the MLP critic learns as in PPO, and what
     attention adds has to prove itself (:class:`~sb3_attention_ac.value_gate.ValueGate`). Or with ``memory_actor`` the actor
     attends to the trajectory as well, and MLP and attention learn as one.

@@ -184,13 +184,13 @@ def test_scores_without_references_use_the_range_seen() -> None:
     assert (references["B"].random, references["B"].good) == (-10, 4)
     assert references["B"].origin == "lowest and highest score in this comparison"
     b = runs[runs["environment"] == "B"]
-    assert b["final_normalised"].max() == 1
+    assert b["final_normalized"].max() == 1
     assert references_for(evaluations.assign(score=3.0), {})["A"].random == 3
 
 
 def test_one_score_without_a_reference_is_no_success() -> None:
     _, runs, _ = tables([make_result("good", "B", seed, (-200.0, -200.0, -200.0)) for seed in range(5)], {})
-    assert (runs["final_normalised"] == 0).all()
+    assert (runs["final_normalized"] == 0).all()
 
 
 def test_scale_says_what_it_rests_on() -> None:
@@ -206,7 +206,7 @@ def test_scale_says_what_it_rests_on() -> None:
 def test_area_is_the_mean_height_of_the_curve() -> None:
     _, runs, _ = tables([make_result("good", "A", 0, (0.0, 10.0, 30.0))], REFERENCES)
     assert runs["area"].item() == pytest.approx((5 + 20) / 2)
-    assert runs["area_normalised"].item() == pytest.approx(0.125)
+    assert runs["area_normalized"].item() == pytest.approx(0.125)
     assert runs["final"].item() == 30
 
 

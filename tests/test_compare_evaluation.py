@@ -396,10 +396,10 @@ def test_a_diverged_run_counts_as_the_lowest() -> None:
         make_result(name, "A", seed, (0.0, 1.0, last)) for name, both in lasts.items() for seed, last in enumerate(both)
     ]
     _, runs, _ = tables(results, REFERENCES)
-    assert runs["final_normalised"].tolist() == [0.9, -0.2, -0.2, 0.5]
+    assert runs["final_normalized"].tolist() == [0.9, -0.2, -0.2, 0.5]
     assert runs["diverged"].tolist() == [False, True, False, False]
     _, runs, _ = tables([*results[:2], results[3]], REFERENCES)
-    assert runs["final_normalised"].tolist() == [0.9, 0.0, 0.5]  # no lower than a random policy
+    assert runs["final_normalized"].tolist() == [0.9, 0.0, 0.5]  # no lower than a random policy
 
 
 def test_an_environment_without_a_finished_run_is_named(tmp_path: Path) -> None:

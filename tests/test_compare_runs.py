@@ -82,7 +82,7 @@ def test_corrupt_result_is_named_and_rerun_on_request(tmp_path: Path) -> None:
 
 
 def test_run_evaluates_evenly_and_repeats_exactly(tmp_path: Path) -> None:
-    job = one_job("a2c", "Pendulum-v1")  # its statistics of normalisation must reach the evaluation
+    job = one_job("a2c", "Pendulum-v1")  # its statistics of normalization must reach the evaluation
     first, again = run(job, tmp_path / "1", "test"), run(job, tmp_path / "2", "test")
     assert job.hyperparams["normalize"]
     assert [evaluation.point for evaluation in first.evaluations] == [0, 1, 2]

@@ -61,7 +61,7 @@ def test_two_seeds_would_name_a_winner_of_equals_too_often() -> None:
     def share(seeds: int, pairs: int = 100) -> float:
         scores = generator.normal(size=(pairs, 2, seeds))
         runs = [
-            pd.DataFrame({"algorithm": name, "environment": "A", "seed": range(seeds), "final_normalised": values})
+            pd.DataFrame({"algorithm": name, "environment": "A", "seed": range(seeds), "final_normalized": values})
             for both in scores
             for name, values in zip("xy", both, strict=True)
         ]
@@ -155,7 +155,7 @@ def test_both_rows_of_a_pair_hold_their_probability() -> None:
 
 def test_curves_over_environments_are_of_the_middle_half() -> None:
     rows = [("one", "A", seed, 0, float(score)) for seed, score in enumerate((0, 1, 2, 3, 100, 2, 1, 3))]
-    curve = aggregate_curves(pd.DataFrame(rows, columns=["algorithm", "environment", "seed", "point", "score_normalised"]))
+    curve = aggregate_curves(pd.DataFrame(rows, columns=["algorithm", "environment", "seed", "point", "score_normalized"]))
     assert curve["value"].tolist() == [2.0]
 
 

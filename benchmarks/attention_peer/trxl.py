@@ -36,12 +36,13 @@ from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 
 KEY = ["environment", "algorithm", "seed"]
-# Task: longest episode, memory that it needs, how many episodes the suites here evaluate it in
+EPISODES = 100
+# Task: longest episode, and how many steps the memory holds
 TASKS = {
-    "popgym-RepeatPreviousMedium-v0": (104, 64, 20),
-    "popgym-CountRecallEasy-v0": (52, 52, 20),
-    "PassiveTMaze100-v0": (101, 101, 100),
-    "MiniGrid-MemoryS7-v0": (245, 64, 100),
+    "popgym-RepeatPreviousMedium-v0": (104, 64),
+    "popgym-CountRecallEasy-v0": (52, 52),
+    "PassiveTMaze100-v0": (101, 101),
+    "MiniGrid-MemoryS7-v0": (245, 64),
 }
 SMALL = (
     "--num-envs 16 --num-steps 128 --num-minibatches 8 --update-epochs 4 --trxl-num-layers 4 --trxl-num-heads 1 --trxl-dim 64 "
@@ -201,7 +202,7 @@ def main() -> None:
     parser.add_argument("--revision", default="", help="of CleanRL, for the column 'versions'")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.csv"))
     options = parser.parse_args()
-    longest, memory, episodes = TASKS[options.task]
+    longest, memory = TASKS[options.task]
     gym.register("Peer-v0", entry_point=make_task(options.task), max_episode_steps=longest + 1, disable_env_checker=True)
     th.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     arguments = (
@@ -215,11 +216,11 @@ def main() -> None:
         "algorithm": f"trxl-{options.setting}",
         "seed": options.seed,
         "steps": int(trained["global_step"]),
-        "final": np.mean([player.play(env, 10_000 + i) for i in range(episodes)]),
+        "final": np.mean([player.play(env, 10_000 + i) for i in range(EPISODES)]),
         "best_training": max(Recorder.scalars["episode/r_mean"]),  # of 100 episodes
         "diverged": False,
         "evaluations": 1,
-        "episodes": episodes,
+        "episodes": EPISODES,
         "train_seconds": seconds,
         "settings": "s" + hashlib.sha256(arguments.split("--trxl-memory", 1)[1].encode()).hexdigest()[:11],
         "versions": f"torch={th.__version__} gymnasium={gym.__version__} cleanrl={options.revision}",

@@ -87,7 +87,7 @@ class MaskedPrediction(nn.Module):
         widths = {name: width for name, width in widths.items() if name in targets}
         self.normalizers = nn.ModuleDict({name: TargetNormalizer(width) for name, width in widths.items()})
         heads = {name: nn.Linear(d_model, width) for name, width in widths.items()}
-        for head in heads.values():  # at initialisation each prediction is its baseline's guess
+        for head in heads.values():  # at initialization each prediction is its baseline's guess
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.heads = nn.ModuleDict(heads)

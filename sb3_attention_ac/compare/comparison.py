@@ -1,4 +1,4 @@
-"""The comparison as a whole: plan, run, summarise, report."""
+"""The comparison as a whole: plan, run, summarize, report."""
 
 import contextlib
 import json

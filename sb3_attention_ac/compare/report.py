@@ -100,7 +100,7 @@ def _gaps(runs: pd.DataFrame, missing: Sequence[str]) -> list[str]:
     :param missing: Environments without a run
     :return: What the summaries had to leave out
     """
-    matrices = score_matrices(runs, "final_normalised")
+    matrices = score_matrices(runs, "final_normalized")
     sentences = [f"Missing: no run has finished on {', '.join(missing)}. No number here is about it."] if missing else []
     for algorithm, group in runs.groupby("algorithm", sort=False):
         used, seeds = len(matrices.get(str(algorithm), ())), group["seed"].nunique()

@@ -62,7 +62,7 @@ def references_for(evaluations: pd.DataFrame, known: Mapping[str, Reference]) ->
     return references
 
 
-def normalise(scores: pd.Series, environments: pd.Series, references: Mapping[str, Reference]) -> pd.Series:
+def normalize(scores: pd.Series, environments: pd.Series, references: Mapping[str, Reference]) -> pd.Series:
     """
     :param scores: Returns
     :param environments: Environment of each
@@ -73,8 +73,8 @@ def normalise(scores: pd.Series, environments: pd.Series, references: Mapping[st
     """
     low = environments.map(lambda env: references[env].random).astype(float)
     span = environments.map(lambda env: references[env].good).astype(float) - low
-    normalised = ((scores - low) / span).where((span != 0) | scores.isna(), 0.0)
-    return normalised.fillna(normalised.groupby(environments).transform("min").clip(upper=0).fillna(0))
+    normalized = ((scores - low) / span).where((span != 0) | scores.isna(), 0.0)
+    return normalized.fillna(normalized.groupby(environments).transform("min").clip(upper=0).fillna(0))
 
 
 def observed(references: Mapping[str, Reference]) -> list[str]:

@@ -79,7 +79,7 @@ def summaries(runs: pd.DataFrame) -> pd.DataFrame:
 
     rows = []
     for column in ("final", "area"):
-        for algorithm, scores in score_matrices(runs, f"{column}_normalised").items():
+        for algorithm, scores in score_matrices(runs, f"{column}_normalized").items():
             for name, *numbers in zip(SUMMARIES, *interval(scores, all_summaries), strict=True):
                 row = dict(zip(("value", "low", "high"), map(float, numbers), strict=True))
                 rows.append({"algorithm": algorithm, "score": column, "summary": name, **row, "seeds": len(scores)})
@@ -99,7 +99,7 @@ def probability_of_improvement(x: Scores, y: Scores) -> float:
     return float(np.mean(higher + 0.5 * equal))
 
 
-def improvements(runs: pd.DataFrame, column: str = "final_normalised") -> pd.DataFrame:
+def improvements(runs: pd.DataFrame, column: str = "final_normalized") -> pd.DataFrame:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
     :param column: Name of the score
@@ -175,7 +175,7 @@ def aggregate_curves(evaluations: pd.DataFrame) -> pd.DataFrame:
     :param evaluations: See :func:`~sb3_attention_ac.compare.tables.tables`
     :return: One row per algorithm and point of evaluation: IQM over seeds and environments on the common scale, low, high
     """
-    matrices = [score_matrices(group, "score_normalised") for _, group in evaluations.groupby("point")]
+    matrices = [score_matrices(group, "score_normalized") for _, group in evaluations.groupby("point")]
     parts = [pd.DataFrame(columns=["algorithm", "point", "value", "low", "high"])]
     for algorithm in matrices[0]:
         value, low, high = interval(np.stack([matrix[algorithm] for matrix in matrices], axis=-1), iqm)

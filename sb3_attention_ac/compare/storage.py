@@ -22,7 +22,7 @@ class Evaluation:
     :param point: Number of the evaluation, 0 is the untrained policy
     :param steps: Training steps done
     :param seconds: Seconds of training so far, evaluations excluded
-    :param returns: Undiscounted return of each episode, before any normalisation
+    :param returns: Undiscounted return of each episode, before any normalization
     :param lengths: Length of each episode in steps, 0 where the run diverged before it
     :param training: Mean return of the training episodes that ended since the evaluation before, None if none did
     """

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from sb3_attention_ac.compare.scores import Reference, normalise, references_for
+from sb3_attention_ac.compare.scores import Reference, normalize, references_for
 from sb3_attention_ac.compare.storage import Result
 
 
@@ -65,7 +65,7 @@ def run_table(results: Iterable[Result], evaluations: pd.DataFrame, references: 
         )
     runs = pd.DataFrame(rows)
     for column in ("final", "area"):
-        runs[f"{column}_normalised"] = normalise(runs[column], runs["environment"], references)
+        runs[f"{column}_normalized"] = normalize(runs[column], runs["environment"], references)
     return runs
 
 
@@ -82,12 +82,12 @@ def tables(
     """
     :param results: Finished runs, in the order of the report
     :param known: Reference scores
-    :return: Evaluations (with a column score_normalised), runs, and the reference scores used
+    :return: Evaluations (with a column score_normalized), runs, and the reference scores used
     """
     results = list(results)
     evaluations = evaluation_table(results)
     references = references_for(evaluations, known)
-    evaluations["score_normalised"] = normalise(evaluations["score"], evaluations["environment"], references)
+    evaluations["score_normalized"] = normalize(evaluations["score"], evaluations["environment"], references)
     return evaluations, run_table(results, evaluations, references), references
 
 

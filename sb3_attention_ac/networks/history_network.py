@@ -59,7 +59,7 @@ def _is_plain_linear(layer: nn.Module) -> bool:
 
 class HistoryNetwork(nn.Module):
     """
-    latent_t = mlp(s_t, ..., s_{t-k+1}) + output_proj(encoder(...)_t), where ``output_proj`` is zero at initialisation.
+    latent_t = mlp(s_t, ..., s_{t-k+1}) + output_proj(encoder(...)_t), where ``output_proj`` is zero at initialization.
 
     The MLP stays where SB3 keeps it (``policy.mlp_extractor``) and is passed in.
 
