@@ -34,7 +34,7 @@ from sb3_attention_ac.policies import (
 from sb3_attention_ac.rollout_values import RolloutValues, evaluate_actions_taken, evaluate_rollout
 from sb3_attention_ac.saved_network import check_same_network, check_same_parameters, stored_network
 from sb3_attention_ac.train_log import TrainLog
-from sb3_attention_ac.updates import Coefficients, Losses, make_update
+from sb3_attention_ac.updates import Losses, UpdateSettings, make_update
 from sb3_attention_ac.validation import (
     check_auxiliary,
     check_buffer_arguments,
@@ -58,16 +58,17 @@ SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionA
 
 class AttentionActorCritic(OnPolicyAlgorithm):
     """
-    Attention Actor-Critic (AAC): an actor-critic whose critic attends to the trajectory.
+    Attention Actor-Critic (AAC): PPO whose critic, and if asked for its actor, attends to the trajectory.
 
     The policy loss is PPO's (https://arxiv.org/abs/1707.06347). The critic is a transformer encoder over the trajectory that
-    starts as SB3's MLP critic, and is asked once per rollout instead of once per step. A masked prediction (leave a step out,
-    predict it from the rest) can be learned beside it.
+    starts as SB3's MLP critic, and is asked once per rollout instead of once per step. By default the actor is SB3's MLP; with
+    ``policy_kwargs=dict(memory_actor=True)`` it attends to the trajectory too. A masked prediction (leave a step out, predict
+    it from the rest) can be learned beside it.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). Beside an
-        MLP actor, attention's is larger by the square root of two, for minibatches twice as large.
+        MLP actor, attention learns with the square root of two times this, as its minibatches are twice as large.
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
     :param batch_size: Minibatch size in transitions; None for PPO's 64, with a memory actor 256 (at most the rollout), whose
@@ -99,9 +100,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         the masked return-to-go), "prediction" (return-to-go, next observation, action and reward), "next_step" (the next
         reward and observation, from the past alone), or a list of targets ("return", "observation", "action", "reward",
         "contrastive", "next_step"). "auto": "next_step" with a memory actor, which it teaches what to remember, else None
-    :param aux_coef: lambda, coefficient of its terms' mean, at least 0; None for 1.0 if it is "next_step" alone, else 0.1
+    :param aux_coef: Coefficient of the self-supervised loss (the mean of its terms), at least 0; None for 1.0 if it is
+        "next_step" alone, else 0.1
     :param mask_ratio: About what share of the steps to mask, in (0, 1)
-    :param temperature: omega, temperature of the contrastive loss, greater than 0
+    :param temperature: Temperature of the contrastive loss (InfoNCE), greater than 0
     :param n_trajectories: How many of the most recent trajectories the self-supervised loss draws from, prior rollouts
         included; 0 for those of the last rollout. The actor-critic's losses stay on-policy.
     :raises ValueError: If an argument is out of range or does not go with the environment
@@ -388,8 +390,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         gate, attention_q, buffer = self.policy.value_gate, self.policy.attention_q, self.rollout_buffer
         if gate is not None:
             self.logger.record("rollout/attention_gate", float(gate.gate))
-        if gate is not None and self.policy.attention_rests:
-            gate.rest()
+        if gate is not None and self.policy.skips_attention:
+            gate.skip()
         elif gate is not None:
             last, terminal = (part.mlp_values.cpu().numpy() for part in (rollout.last, rollout.terminal))
             advantages = buffer.advantages
@@ -412,8 +414,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self.recent_trajectories.add(self.rollout_buffer)
         clip_range = self._present(self.clip_range)
         gate = self.policy.value_gate
-        log = TrainLog(clip_range, attention_is_heard=gate is None or not gate.is_closed)
-        update = make_update(self.policy, self.rollout_buffer, self.recent_trajectories, self._coefficients(clip_range), log)
+        log = TrainLog(clip_range, logs_attention=gate is None or not gate.is_closed)
+        update = make_update(
+            self.policy, self.rollout_buffer, self.recent_trajectories, self._update_settings(clip_range), log
+        )
         adam = QuickAdam(self.policy.optimizer)
         self._n_iterations += 1
         # train for n_epochs epochs
@@ -487,9 +491,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         assert callable(schedule)
         return float(schedule(self._current_progress_remaining))
 
-    def _coefficients(self, clip_range: float) -> Coefficients:
+    def _update_settings(self, clip_range: float) -> UpdateSettings:
         assert self.batch_size is not None
-        return Coefficients(
+        return UpdateSettings(
             self.batch_size,
             clip_range,
             None if self.clip_range_vf is None else self._present(self.clip_range_vf),

@@ -155,7 +155,7 @@ class MemoryActor:
         self.encoder = encoder
         network, mlp = encoder.network, encoder.mlp
         self.incremental = IncrementalEncoder(network, mlp, n_context, chunk_length, n_landmarks, surprise)
-        self._dims = features_dim, encoder.events.dim, action_dim
+        self._dims = features_dim, encoder.encode_previous.dim, action_dim
 
     def empty(self, n_envs: int) -> KVCache:
         """
@@ -182,7 +182,7 @@ class MemoryActor:
             if context.surprises is not None:
                 cache.surprises[:, :n] = context.surprises
             cache.features[:, :n] = self.encoder.features(context)
-            cache.events[:, :n] = self.encoder.events(
+            cache.previous_steps[:, :n] = self.encoder.encode_previous(
                 context.previous_actions, context.previous_rewards, context.ages, context.episode_starts
             )
             self.incremental.prefill(cache, slice(None))
@@ -210,8 +210,8 @@ class MemoryActor:
         features = self.encoder.extract(obs)
         if starts is not None:
             cache.age.masked_fill_(starts, 0.0)
-        events = self.encoder.events(cache.previous_action, None, cache.age, starts)
-        output = self.incremental.step(cache, features, events, starts)
+        previous_steps = self.encoder.encode_previous(cache.previous_action, None, cache.age, starts)
+        output = self.incremental.step(cache, features, previous_steps, starts)
         cache.age.add_(1.0)
         return output
 

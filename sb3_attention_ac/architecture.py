@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryNetwork, widened
-from sb3_attention_ac.networks.preprocessing import AgeEncoder, EventEncoder
+from sb3_attention_ac.networks.preprocessing import AgeEncoder, PreviousStepEncoder
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.value_gate import ValueGate
 
@@ -104,19 +104,21 @@ class Architecture(ABC):
         """:return: The policy's keyword arguments that give this"""
         return {name: value for name, value in asdict(self).items() if name != "use_sde"} | {"memory_actor": self.memory_actor}
 
-    def events(self, action_space: spaces.Space[Any], reads_rewards: bool) -> EventEncoder:
+    def previous_step_encoder(self, action_space: spaces.Space[Any], reads_rewards: bool) -> PreviousStepEncoder:
         """
         :param action_space: The action space
         :param reads_rewards: Whether previous rewards are known: not while acting, as ``predict`` is given none
         :return: Encodes what a step knows beside its observation. With gSDE neither action nor reward: its noise is held
             over several steps, so they reveal the next action's noise, and a value that knows it leaves no advantage
         """
-        return EventEncoder(action_space, not self.use_sde, reads_rewards and not self.use_sde, AgeEncoder(self.age_input))
+        return PreviousStepEncoder(
+            action_space, not self.use_sde, reads_rewards and not self.use_sde, AgeEncoder(self.age_input)
+        )
 
-    def encoder(self, latent_dim: int, event_dim: int, dropout: float = 0.0) -> TrajectoryEncoder | None:
+    def encoder(self, latent_dim: int, previous_dim: int, dropout: float = 0.0) -> TrajectoryEncoder | None:
         """
         :param latent_dim: Width of the MLP's latent
-        :param event_dim: Width of encoded events
+        :param previous_dim: Width of encoded previous actions, rewards and ages
         :param dropout: Dropout probability
         :return: A trajectory encoder; None without attention
         """
@@ -124,7 +126,9 @@ class Architecture(ABC):
             return None
         feedforward = self.dim_feedforward or 2 * self.d_model
         base = 2.0 * self.context_length
-        return TrajectoryEncoder(latent_dim, event_dim, self.d_model, self.n_layers, self.n_heads, feedforward, dropout, base)
+        return TrajectoryEncoder(
+            latent_dim, previous_dim, self.d_model, self.n_layers, self.n_heads, feedforward, dropout, base
+        )
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,8 @@ class MlpActorArchitecture(Architecture):
         return 2 * self.context_length  # for a critic alone more, so that less is overlap
 
     def build(self, mlp_extractor: Any, features_dims: tuple[int, int], action_space: spaces.Space[Any]) -> Networks:
-        event_dim = self.events(action_space, reads_rewards=not self.attention_q).dim
-        encoder = self.encoder(mlp_extractor.latent_dim_vf, event_dim, self.dropout)
+        previous_dim = self.previous_step_encoder(action_space, reads_rewards=not self.attention_q).dim
+        encoder = self.encoder(mlp_extractor.latent_dim_vf, previous_dim, self.dropout)
         critic = HistoryNetwork(mlp_extractor.latent_dim_vf, 1, encoder, self.hidden_dim, detach_mlp=True)
         return Networks(None, critic, ValueGate() if self.n_layers > 0 else None)
 
@@ -170,11 +174,11 @@ class MemoryActorArchitecture(Architecture):
         self._widen(mlp_extractor, features_dims, age_encoder.dim)
         latent_dims = mlp_extractor.latent_dim_pi, mlp_extractor.latent_dim_vf
         # The policy that learns has to be the one that acted: no dropout in its encoder
-        encoder = self.encoder(latent_dims[0], self.events(action_space, reads_rewards=False).dim)
+        encoder = self.encoder(latent_dims[0], self.previous_step_encoder(action_space, reads_rewards=False).dim)
         actor = HistoryNetwork(latent_dims[0], n, encoder, self.hidden_dim, age_encoder=age_encoder)
         own = None
         if not self.share_encoder:
-            own = self.encoder(latent_dims[1], self.events(action_space, reads_rewards=True).dim, self.dropout)
+            own = self.encoder(latent_dims[1], self.previous_step_encoder(action_space, reads_rewards=True).dim, self.dropout)
         return Networks(actor, HistoryNetwork(latent_dims[1], n, own, self.hidden_dim, age_encoder=age_encoder), None)
 
     def _widen(self, mlp_extractor: Any, features_dims: tuple[int, int], age_dim: int) -> None:

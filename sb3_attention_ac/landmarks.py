@@ -19,7 +19,7 @@ from sb3_attention_ac.step_storage import NO_EPISODE, StepStorage
 from sb3_attention_ac.type_aliases import TrajectoryWindows, map_obs
 
 RULES = ("first", "surprise")
-FADING = 0.9  # of a landmark's surprise, at each choice
+SURPRISE_DECAY = 0.9  # of a landmark's surprise, at each choice
 
 
 def check_rule(landmark_rule: str) -> None:
@@ -98,7 +98,7 @@ class LandmarkStorage:
         for name, part in candidates.items():  # [n_envs, K, ...] each
             map_obs(lambda array, new: array.__setitem__(chunk, new[envs, order]), self.arrays[name], part)
         if surprises is not None:
-            self.arrays["surprises"][chunk] *= np.float32(FADING)
+            self.arrays["surprises"][chunk] *= np.float32(SURPRISE_DECAY)
 
     def tensors(self, device: th.device) -> TrajectoryWindows:
         """:return: The landmarks of each chunk and environment as windows, [n_chunks, n_envs, K, ...] each"""

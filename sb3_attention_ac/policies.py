@@ -274,19 +274,19 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """A memory actor's way from raw steps to latents; None for an MLP actor"""
         if self.actor_network is None:
             return None
-        events = self.architecture.events(self.action_space, reads_rewards=False)
+        encode_previous = self.architecture.previous_step_encoder(self.action_space, reads_rewards=False)
         extractor = self.pi_features_extractor
         mlp = self.mlp_extractor.forward_actor
-        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.actor_network, events)
+        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.actor_network, encode_previous)
 
     @property
     def critic_encoder(self) -> HistoryEncoder:
         """The critic's way from raw steps to latents"""
         acts = self.architecture.attention_q and not self.memory_actor  # then it is stepped, without rewards
-        events = self.architecture.events(self.action_space, reads_rewards=not acts)
+        encode_previous = self.architecture.previous_step_encoder(self.action_space, reads_rewards=not acts)
         extractor = self.vf_features_extractor
         mlp = self.mlp_extractor.forward_critic
-        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.critic_network, events)
+        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.critic_network, encode_previous)
 
     def encode_windows(
         self, windows: TrajectoryWindows, n: int, skip_critic: bool = False, attends: bool = True
@@ -324,11 +324,11 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         return CriticOutput(mlp_values + self.value_gate.gate * residual, mlp_values, residual)
 
     @property
-    def attention_rests(self) -> bool:
+    def skips_attention(self) -> bool:
         """Whether an MLP actor's critic is SB3's for now: nothing needs what its attention makes of a rollout"""
         if self.memory_actor or self.attention_q is not None or self.aux_targets:
             return False
-        return self.value_gate is None or self.value_gate.rests
+        return self.value_gate is None or self.value_gate.is_skipped
 
     def evaluate_transitions(
         self, obs: Obs, actions: th.Tensor, masks: th.Tensor | None = None, offsets: th.Tensor | None = None

@@ -23,7 +23,7 @@ class RolloutValues(NamedTuple):
     :param values: V(h_t), [n_steps, n_envs]
     :param mlp_values: V_mlp(s_t), [n_steps, n_envs]; for a memory actor the values
     :param residual: What attention would add to V_mlp(s_t) at a gate of one, [n_steps, n_envs]; zeros for a memory actor, and
-        while attention rests
+        while attention is skipped
     :param last: Values of the observations after the last step, [n_envs] each
     :param terminal: Values of the observations on which a time limit cut episodes off, in the buffer's order, [number] each
     """
@@ -57,7 +57,7 @@ def evaluate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
     :param last_obs: The observations after its last step, [n_envs, *obs_shape]
     :return: What advantages need
     """
-    attends = not policy.attention_rests
+    attends = not policy.skips_attention
     values, mlp_values, residual = (np.zeros_like(buffer.values) for _ in range(3))
     for batch, where in _passes(buffer):
         encoded = policy.encode_windows(batch.windows, batch.actions.shape[1], attends=attends).critic

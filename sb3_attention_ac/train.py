@@ -23,7 +23,7 @@ from sb3_attention_ac.distributed import is_launched, maximum, start
 from sb3_attention_ac.zoo import register
 
 
-class PartOfExperiment(ExperimentManager):
+class RankExperimentManager(ExperimentManager):
     """What one of several processes does of a training run."""
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,7 +64,7 @@ def main() -> None:
     """Register the algorithm and run the training script of RL Zoo."""
     register()
     if is_launched():
-        vars(rl_zoo3.train)["ExperimentManager"] = PartOfExperiment
+        vars(rl_zoo3.train)["ExperimentManager"] = RankExperimentManager
         if (seed := _common_seed()) is not None:
             sys.argv += ["--seed", str(seed)]
         if os.environ["RANK"] != "0":  # what it writes is nobody's business

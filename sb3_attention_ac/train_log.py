@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_attention_ac.losses import approximate_kl
 
-ATTENTION_ALONE = ("attention_value_loss", "attention_grad_norm")
+ATTENTION_KEYS = ("attention_value_loss", "attention_grad_norm")
 
 
 class TrainLog:
@@ -17,13 +17,13 @@ class TrainLog:
     Collects tensors without reading them: reading one waits for the device.
 
     :param clip_range: Present clipping parameter, to count what lies outside
-    :param attention_is_heard: Whether what attention adds is used in the values. While an MLP actor's gate is closed its
+    :param logs_attention: Whether what attention adds is used in the values. While an MLP actor's gate is closed its
         diagnostics say nothing about the run, and are not logged; those of Q_att, which has a gate of its own, are
     """
 
-    def __init__(self, clip_range: float, attention_is_heard: bool = True):
+    def __init__(self, clip_range: float, logs_attention: bool = True):
         self.clip_range = clip_range
-        self.attention_is_heard = attention_is_heard
+        self.logs_attention = logs_attention
         self._epoch = 0
         self._values: dict[str, list[tuple[int, th.Tensor]]] = defaultdict(list)  # with the epochs they belong to
 
@@ -60,14 +60,14 @@ class TrainLog:
         log_ratios = self._last_epoch("log_ratio")
         outside = th.abs(th.exp(th.cat([value for _, value in self._values["log_ratio"]])) - 1) > self.clip_range
         for name, collected in self._values.items():
-            if name != "log_ratio" and (self.attention_is_heard or name not in ATTENTION_ALONE):
+            if name != "log_ratio" and (self.logs_attention or name not in ATTENTION_KEYS):
                 logger.record(f"train/{name}", th.stack([value for _, value in collected]).mean().item())
         logger.record("train/approx_kl", approximate_kl(th.cat(log_ratios)).item())
         logger.record("train/clip_fraction", outside.float().mean().item())
         # Before the update: how well the critic does on trajectories that it has not learned from (out of sample)
         logger.record("train/explained_variance", explained_variance(values.flatten(), returns.flatten()))
         # In the last epoch: how well it does on those it has just learned from
-        heard = self.attention_is_heard and "attention_value_loss" in self._values
-        errors, variance = self._last_epoch("attention_value_loss" if heard else "value_loss"), float(np.var(returns))
+        logged = self.logs_attention and "attention_value_loss" in self._values
+        errors, variance = self._last_epoch("attention_value_loss" if logged else "value_loss"), float(np.var(returns))
         if variance > 0:
             logger.record("train/explained_variance_in_sample", 1 - th.stack(errors).mean().item() / variance)

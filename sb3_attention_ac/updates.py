@@ -28,8 +28,8 @@ MINIBATCHES_PER_AUXILIARY_STEP = 2
 MINIBATCHES_PER_CRITIC_STEP = 2  # of a memory actor's critic with an encoder of its own
 
 
-class Coefficients(NamedTuple):
-    """Present values of the algorithm's arguments, see :class:`~sb3_attention_ac.aac.AttentionActorCritic`."""
+class UpdateSettings(NamedTuple):
+    """Current values of the algorithm's arguments, see :class:`~sb3_attention_ac.aac.AttentionActorCritic`."""
 
     batch_size: int
     clip_range: float
@@ -52,7 +52,7 @@ class Update(ABC, Generic[Batch]):
     :param policy: The policy
     :param buffer: A full buffer
     :param recent: The most recent trajectories, for the masked prediction
-    :param coefficients: Of the losses
+    :param settings: Size of a minibatch, coefficients and clipping
     :param log: Where to note them
     """
 
@@ -61,10 +61,10 @@ class Update(ABC, Generic[Batch]):
         policy: AttentionActorCriticPolicy,
         buffer: TrajectoryRolloutBuffer,
         recent: RecentTrajectories,
-        coefficients: Coefficients,
+        settings: UpdateSettings,
         log: TrainLog,
     ):
-        self.policy, self.buffer, self.recent, self.coefficients, self.log = policy, buffer, recent, coefficients, log
+        self.policy, self.buffer, self.recent, self.settings, self.log = policy, buffer, recent, settings, log
         self.continue_training = True  # the actor; False once its KL divergence has exceeded the target
 
     @property
@@ -89,23 +89,23 @@ class Update(ABC, Generic[Batch]):
     def _actor_losses(
         self, batch: TransitionSamples | WindowSamples, log_prob: th.Tensor, entropy: th.Tensor | None
     ) -> Losses:
-        given = self.coefficients
-        advantages = normalized(batch.advantages) if given.normalize_advantage else batch.advantages
+        settings = self.settings
+        advantages = normalized(batch.advantages) if settings.normalize_advantage else batch.advantages
         log_ratio = log_prob - batch.old_log_prob
-        policy_loss = clipped_surrogate_loss(th.exp(log_ratio), advantages, given.clip_range)
+        policy_loss = clipped_surrogate_loss(th.exp(log_ratio), advantages, settings.clip_range)
         negative_entropy = entropy_loss(entropy, log_prob)
         self.log.add_log_ratio(log_ratio)
         self.log.add("policy_gradient_loss", policy_loss)
         self.log.add("entropy_loss", negative_entropy)
         losses = {"policy_gradient_loss": policy_loss}
-        if given.ent_coef != 0:  # else no gradient need be computed for it
-            losses["entropy_loss"] = given.ent_coef * negative_entropy
+        if settings.ent_coef != 0:  # else no gradient need be computed for it
+            losses["entropy_loss"] = settings.ent_coef * negative_entropy
         return losses
 
     def _value_losses(self, batch: TransitionSamples | WindowSamples, values: th.Tensor) -> Losses:
-        loss = value_loss(values, batch.old_values, batch.returns, self.coefficients.clip_range_vf)
+        loss = value_loss(values, batch.old_values, batch.returns, self.settings.clip_range_vf)
         self.log.add("value_loss", loss)
-        return {"value_loss": self.coefficients.vf_coef * loss}
+        return {"value_loss": self.settings.vf_coef * loss}
 
     def _attention_q_losses(self, batch: WindowSamples, encoded: WindowOutput) -> Losses:
         policy = self.policy
@@ -113,7 +113,7 @@ class Update(ABC, Generic[Batch]):
             return {}
         loss = policy.attention_q.loss(evaluate_action_advantages(policy, encoded, batch), normalized(batch.advantages))
         self.log.add("attention_q_loss", loss)
-        return {"attention_q_loss": self.coefficients.vf_coef * loss}
+        return {"attention_q_loss": self.settings.vf_coef * loss}
 
     def _auxiliary_losses(self, batch: WindowSamples, encoded: WindowOutput) -> Losses:
         policy, windows = self.policy, batch.windows
@@ -126,11 +126,11 @@ class Update(ABC, Generic[Batch]):
             n_windows, length = windows.episode_ids.shape
             drawn = self.recent.sample(max(n_windows // 2, 2), length)
             encoder, extract = policy.masked_encoder(), policy.extract_features
-            auxiliary |= policy.masked_prediction(encoder, extract, drawn, self.coefficients.mask_ratio)
+            auxiliary |= policy.masked_prediction(encoder, extract, drawn, self.settings.mask_ratio)
         for name, (loss, baseline) in auxiliary.items():
             self.log.add(f"aux_{name}_loss", loss)
             self.log.add(f"aux_{name}_baseline", baseline)
-        weight = self.coefficients.aux_coef / max(len(auxiliary), 1)
+        weight = self.settings.aux_coef / max(len(auxiliary), 1)
         return {f"aux_{name}_loss": weight * loss for name, (loss, _) in auxiliary.items()}
 
 
@@ -140,17 +140,24 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
     MLP critic leaves unexplained.
     """
 
-    def __init__(self, *args: object):
-        super().__init__(*args)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        policy: AttentionActorCriticPolicy,
+        buffer: TrajectoryRolloutBuffer,
+        recent: RecentTrajectories,
+        settings: UpdateSettings,
+        log: TrainLog,
+    ):
+        super().__init__(policy, buffer, recent, settings, log)
         self._windows = self._all_windows()
-        self._attention_learns = not self.policy.attention_rests
+        self._attention_learns = not self.policy.skips_attention
 
     def _all_windows(self) -> Iterator[WindowSamples]:
         """Windows for attention, one pass over the rollout after the other; the MLPs are shuffled as without attention"""
         _, keys, position, *_ = np.random.get_state()
         random = np.random.RandomState([int(keys[0]), int(position)])
         while True:
-            yield from self.buffer.get_windows(ATTENTION_MINIBATCH_FACTOR * self.coefficients.batch_size, random)
+            yield from self.buffer.get_windows(ATTENTION_MINIBATCH_FACTOR * self.settings.batch_size, random)
 
     @property
     def is_done(self) -> bool:
@@ -162,10 +169,10 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
         if self.is_done:
             return
         if not self.continue_training:  # PPO would shuffle no more: the random stream stays where it leaves it
-            n_minibatches = math.ceil(self.buffer.buffer_size * self.buffer.n_envs / self.coefficients.batch_size)
+            n_minibatches = math.ceil(self.buffer.buffer_size * self.buffer.n_envs / self.settings.batch_size)
             yield from itertools.islice(self._windows, math.ceil(n_minibatches / period))
             return
-        for i, transitions in enumerate(self.buffer.get_transitions(self.coefficients.batch_size)):
+        for i, transitions in enumerate(self.buffer.get_transitions(self.settings.batch_size)):
             if i % period == 0 and self._attention_learns:
                 yield next(self._windows)
             if self.continue_training:
@@ -193,7 +200,7 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
         assert critic.residual is not None
         loss = F.mse_loss(critic.mlp_values.detach() + critic.residual, batch.returns)
         self.log.add("attention_value_loss", loss)
-        losses = {"attention_value_loss": self.coefficients.vf_coef * loss}
+        losses = {"attention_value_loss": self.settings.vf_coef * loss}
         return losses | self._attention_q_losses(batch, encoded) | self._auxiliary_losses(batch, encoded)
 
 
@@ -210,7 +217,7 @@ class MemoryActorUpdate(Update[tuple[WindowSamples, bool]]):
     def minibatches(self, epoch: int) -> Iterator[tuple[WindowSamples, bool]]:
         """As :meth:`Update.minibatches`; with each whether the critic is left out"""
         may_skip = self._may_skip_critic()
-        for i, windows in enumerate(self.buffer.get_windows(self.coefficients.batch_size)):
+        for i, windows in enumerate(self.buffer.get_windows(self.settings.batch_size)):
             yield windows, may_skip and (epoch + i) % MINIBATCHES_PER_CRITIC_STEP != 0
             if not self.continue_training:
                 return
@@ -234,10 +241,14 @@ class MemoryActorUpdate(Update[tuple[WindowSamples, bool]]):
         return losses | self._auxiliary_losses(samples, encoded)
 
 
-def make_update(policy: AttentionActorCriticPolicy, *args: object) -> Update[object]:
-    """
-    :param policy: The policy
-    :param args: As for :class:`Update`
-    :return: The update for this kind of actor
-    """
-    return (MemoryActorUpdate if policy.memory_actor else MlpActorUpdate)(policy, *args)  # type: ignore[return-value, arg-type]
+def make_update(
+    policy: AttentionActorCriticPolicy,
+    buffer: TrajectoryRolloutBuffer,
+    recent: RecentTrajectories,
+    settings: UpdateSettings,
+    log: TrainLog,
+) -> Update[object]:
+    """As :class:`Update`, for the policy's kind of actor"""
+    kind = MemoryActorUpdate if policy.memory_actor else MlpActorUpdate
+    update: Update[object] = kind(policy, buffer, recent, settings, log)  # type: ignore[assignment]  # its own minibatches alone
+    return update

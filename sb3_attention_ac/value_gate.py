@@ -3,7 +3,7 @@ How far an MLP actor's critic trusts the past: V(h_t) = V_mlp(s_t) + gate * resi
 
 V_mlp is SB3's critic, learned as PPO learns it; the residual is what attention makes of the past, fitted to what V_mlp leaves
 unexplained. Whether it holds shows on the next rollout, which nothing was learned from yet. With A the advantages under V_mlp
-alone (so that the residual cannot confirm itself through the values by which it is judged), divided by their standard
+alone (so that the residual cannot confirm itself through the values it is compared with), divided by their standard
 deviation, and both A and the residual without their means (a constant says nothing about an action), the gate minimizes
 
     E[(A - gate * residual)^2] / 2 + MARGIN * gate
@@ -11,8 +11,8 @@ deviation, and both A and the residual without their means (a constant says noth
 with expectations averaged over rollouts. Where the past explains less than about MARGIN of the variance of the advantages,
 as where everything can be seen, the gate is zero and the critic PPO's.
 
-Where after WARM_UP steps of its optimizer attention explains next to nothing, it rests: it learns and is judged in AWAKE of
-PERIOD rollouts, until it explains more.
+Where after WARM_UP steps of its optimizer attention explains next to nothing, it is skipped: it learns and is evaluated in
+ACTIVE of PERIOD rollouts, until it explains more.
 """
 
 import numpy as np
@@ -21,9 +21,9 @@ from torch import nn
 
 RATE = 0.1  # weight of the last rollout in the averages
 MARGIN = 0.05  # of the advantages' variance. Chance: a rollout has few independent episodes
-QUIET = 0.02  # of the advantages' variance: next to nothing
+NEGLIGIBLE = 0.02  # of the advantages' variance: next to nothing
 WARM_UP = 240  # optimizer steps; where the past matters at all, it shows after 100 to 200
-AWAKE, PERIOD = 2, 16  # rollouts: one to learn from, one to be judged on; a resting attention costs an eighth
+ACTIVE, PERIOD = 2, 16  # rollouts: one to learn from, one to be evaluated on; skipped attention costs an eighth
 
 
 class ValueGate(nn.Module):
@@ -33,13 +33,13 @@ class ValueGate(nn.Module):
     explained: th.Tensor  # E[A * residual]
     square: th.Tensor  # E[residual^2]
     n_steps: th.Tensor  # optimizer steps that attention has taken
-    n_quiet: th.Tensor  # rollouts since it was found to explain next to nothing
+    n_negligible: th.Tensor  # rollouts since it was found to explain next to nothing
 
     def __init__(self) -> None:
         super().__init__()
         for name in ("gate", "explained", "square"):
             self.register_buffer(name, th.zeros(()))
-        for name in ("n_steps", "n_quiet"):
+        for name in ("n_steps", "n_negligible"):
             self.register_buffer(name, th.zeros((), dtype=th.int64))
 
     @property
@@ -48,13 +48,13 @@ class ValueGate(nn.Module):
         return float(self.gate) == 0.0
 
     @property
-    def rests(self) -> bool:
-        """Whether attention need neither learn from the present rollout nor be judged on it"""
-        return int(self.n_quiet) % PERIOD >= AWAKE
+    def is_skipped(self) -> bool:
+        """Whether attention need neither learn from the current rollout nor be evaluated on it"""
+        return int(self.n_negligible) % PERIOD >= ACTIVE
 
-    def rest(self) -> None:
+    def skip(self) -> None:
         """Let a rollout pass."""
-        self.n_quiet += 1
+        self.n_negligible += 1
 
     def update(self, residual: np.ndarray, advantages: np.ndarray) -> None:
         """
@@ -70,5 +70,5 @@ class ValueGate(nn.Module):
         self.explained.lerp_(self.explained.new_tensor(float((advantages * residual).mean())), RATE)
         self.square.lerp_(self.square.new_tensor(float(np.square(residual).mean())), RATE)
         self.gate.copy_(((self.explained - MARGIN) / self.square.clamp(min=1e-8)).clamp(0.0, 1.0))
-        quiet = self.explained < QUIET and self.n_steps >= WARM_UP
-        self.n_quiet.copy_(self.n_quiet + 1 if quiet else th.zeros_like(self.n_quiet))
+        negligible = self.explained < NEGLIGIBLE and self.n_steps >= WARM_UP
+        self.n_negligible.copy_(self.n_negligible + 1 if negligible else th.zeros_like(self.n_negligible))

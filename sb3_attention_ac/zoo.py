@@ -105,7 +105,7 @@ def convert_aac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     return hyperparams
 
 
-class MaskedAsTrained(MaskableEvalCallback):
+class MaskAwareEvalCallback(MaskableEvalCallback):
     """SB3's evaluation during training; with action masks where the model was given some in training."""
 
     def _on_step(self) -> bool:
@@ -129,8 +129,8 @@ def _register_manager(module: Any) -> None:
     _register_hyperparams(module)
     if getattr(module, "EvalCallback", None) is EvalCallback:
         attributes = {"__module__": module.__name__}
-        module.EvalCallback = MaskedAsTrained
-        module.TrialEvalCallback = type("TrialEvalCallback", (module.TrialEvalCallback, MaskedAsTrained), attributes)
+        module.EvalCallback = MaskAwareEvalCallback
+        module.TrialEvalCallback = type("TrialEvalCallback", (module.TrialEvalCallback, MaskAwareEvalCallback), attributes)
 
 
 def _register_hyperparams(module: ModuleType) -> None:

@@ -6,7 +6,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryEncoder, HistoryNetwork, frozen, widened
-from sb3_attention_ac.networks.preprocessing import AgeEncoder, EventEncoder, stack_frames
+from sb3_attention_ac.networks.preprocessing import AgeEncoder, PreviousStepEncoder, stack_frames
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import TrajectoryWindows
 
@@ -24,9 +24,9 @@ def windows_of(ids: th.Tensor = IDS, noise_ids: th.Tensor | None = None) -> Traj
     )
 
 
-def encoder_of(latent_dim: int = 6, event_dim: int = 2) -> TrajectoryEncoder:
+def encoder_of(latent_dim: int = 6, previous_dim: int = 2) -> TrajectoryEncoder:
     th.manual_seed(0)
-    encoder = TrajectoryEncoder(latent_dim, event_dim, 8, 1, 2, 16, 0.0, 9.0)
+    encoder = TrajectoryEncoder(latent_dim, previous_dim, 8, 1, 2, 16, 0.0, 9.0)
     with th.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.3 * th.randn_like(parameter))
@@ -96,8 +96,8 @@ def test_an_mlp_without_a_first_layer_gets_one_that_changes_nothing(layers):
 def test_it_starts_as_its_mlp(n_frames):
     network, mlp = network_of(n_frames, perturb=False)
     assert network.n_previous == n_frames - 1
-    features, events, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of()
-    output = network(mlp, features, events, windows, 4)
+    features, previous_steps, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of()
+    output = network(mlp, features, previous_steps, windows, 4)
     expected = mlp(stack_frames(features, IDS, n_frames - 1))[:, -4:]
     th.testing.assert_close(output.latent, expected)
     th.testing.assert_close(output.mlp_latent, expected)
@@ -112,11 +112,11 @@ def test_it_starts_as_its_mlp(n_frames):
 def test_what_attention_adds_by_hand(n_frames, noise, age_input):
     network, mlp = network_of(n_frames, age_input=age_input)
     noise_ids = th.tensor([[3, 3, 3, 4, 4], [0, 0, 1, 1, 2]]) if noise else None
-    features, events, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of(noise_ids=noise_ids)
+    features, previous_steps, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of(noise_ids=noise_ids)
     frames = stack_frames(features, IDS, n_frames - 1)
     mlp_latent = mlp(th.cat([frames, AgeEncoder(age_input)(windows.ages)], -1))
-    hidden = network.encoder(network.encoder.embed(mlp_latent, events), IDS, 3, noise_ids=noise_ids)
-    output = network(mlp, features, events, windows, 3)
+    hidden = network.encoder(network.encoder.embed(mlp_latent, previous_steps), IDS, 3, noise_ids=noise_ids)
+    output = network(mlp, features, previous_steps, windows, 3)
     th.testing.assert_close(output.mlp_latent, mlp_latent[:, -3:])
     th.testing.assert_close(output.hidden, hidden)
     th.testing.assert_close(output.latent, mlp_latent[:, -3:] + hidden @ network.output_proj.weight.T)
@@ -172,8 +172,8 @@ def test_what_an_mlp_reads():
 
 def test_landmarks_of_a_window_have_no_neighbours():
     network, mlp = network_of(2)
-    features, events, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of(th.zeros_like(IDS))
-    output = network(mlp, features, events, windows._replace(n_landmarks=2), 5)
+    features, previous_steps, windows = th.randn(2, 5, 3), th.randn(2, 5, 2), windows_of(th.zeros_like(IDS))
+    output = network(mlp, features, previous_steps, windows._replace(n_landmarks=2), 5)
     th.testing.assert_close(output.mlp_latent, mlp(stack_frames(features, windows.episode_ids, 1, 2)))
 
 
@@ -183,19 +183,19 @@ def test_landmarks_of_a_window_have_no_neighbours():
 @pytest.mark.parametrize("detach_mlp", [False, True])
 def test_from_raw_steps_to_latents(detach_mlp):
     network, mlp = network_of(detach_mlp=detach_mlp)
-    extractor, events = nn.Linear(3, 3), EventEncoder(spaces.Discrete(2), True, False, AgeEncoder(False))
+    extractor, encode_previous = nn.Linear(3, 3), PreviousStepEncoder(spaces.Discrete(2), True, False, AgeEncoder(False))
     seen = []
 
     def extract(obs: th.Tensor) -> th.Tensor:
         seen.append(obs.shape)
         return extractor(obs)
 
-    encoder, windows = HistoryEncoder(extract, mlp, network, events), windows_of()
+    encoder, windows = HistoryEncoder(extract, mlp, network, encode_previous), windows_of()
     features = encoder.features(windows)
     th.testing.assert_close(features, extractor(windows.observations))
     assert seen == [(10, 3)] and features.requires_grad != detach_mlp  # a plain batch
     output = encoder(windows, features, 3)
-    encoded = events(windows.previous_actions, None, windows.ages, windows.episode_starts)
+    encoded = encode_previous(windows.previous_actions, None, windows.ages, windows.episode_starts)
     expected = network(mlp, features, encoded, windows, 3)
     for ours, its in zip(output, expected, strict=True):
         assert th.equal(ours, its)
@@ -207,6 +207,8 @@ def test_from_raw_steps_to_latents(detach_mlp):
 
 def test_hidden_states_are_passed_on_to_a_network_without_an_encoder():
     network, mlp = HistoryNetwork(6, 1, None, 8), nn.Sequential(nn.Linear(3, 6))
-    encoder = HistoryEncoder(lambda obs: obs, mlp, network, EventEncoder(spaces.Discrete(2), True, True, AgeEncoder(True)))
+    encoder = HistoryEncoder(
+        lambda obs: obs, mlp, network, PreviousStepEncoder(spaces.Discrete(2), True, True, AgeEncoder(True))
+    )
     hidden, windows = th.randn(2, 3, 8), windows_of()
     assert encoder(windows, encoder.features(windows), 3, hidden).hidden is hidden

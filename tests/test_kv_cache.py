@@ -5,14 +5,14 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_attention_ac.landmarks import FADING
+from sb3_attention_ac.landmarks import SURPRISE_DECAY
 from sb3_attention_ac.networks.history_network import HistoryNetwork
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache, Surprise
 from sb3_attention_ac.networks.preprocessing import AgeEncoder
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import EncoderOutput, TrajectoryWindows
 
-F, E, H = 3, 2, 6  # widths of features, events and latents
+F, E, H = 3, 2, 6  # widths of features, previous_steps and latents
 
 
 def incremental(
@@ -44,7 +44,7 @@ class Steps:
     def __init__(self, n: int, length: int, episode_end: float, seed: int = 0):
         generator = th.Generator().manual_seed(seed)
         self.features = th.randn(n, length, F, generator=generator)
-        self.events = th.randn(n, length, E, generator=generator)
+        self.previous_steps = th.randn(n, length, E, generator=generator)
         self.starts = th.rand(n, length, generator=generator) < episode_end
         self.starts[:, 0] = True
         self.ids = self.starts.long().cumsum(1)
@@ -66,7 +66,7 @@ def step(inc: IncrementalEncoder, cache: KVCache, steps: Steps, t: int) -> Encod
     """As an actor does, who knows the age"""
     starts = steps.starts[:, t]
     cache.age.masked_fill_(starts, 0.0)
-    output = inc.step(cache, steps.features[:, t], steps.events[:, t], starts if starts.any() else None)
+    output = inc.step(cache, steps.features[:, t], steps.previous_steps[:, t], starts if starts.any() else None)
     cache.age.add_(1.0)
     return output
 
@@ -94,7 +94,7 @@ def one_pass(inc: IncrementalEncoder, steps: Steps, first: int, length: int) -> 
     nothing = th.zeros(n, ids.shape[1])
     features, ages = window(steps.features, 0.0), window(steps.ages, 0.0)
     windows = TrajectoryWindows(features, nothing, nothing, nothing > 0, ids, ages, n_landmarks=k)
-    return inc.network(inc.mlp, windows.observations, window(steps.events, 0.0), windows, length)
+    return inc.network(inc.mlp, windows.observations, window(steps.previous_steps, 0.0), windows, length)
 
 
 def assert_same(ours: EncoderOutput, theirs: EncoderOutput) -> None:
@@ -177,7 +177,7 @@ def test_rows_at_different_positions(n_frames, n_layers, n_landmarks, episode_en
         index = th.tensor([[n + k] for n in ahead])
         starts = steps.starts.gather(1, index)[:, 0]
         pick = th.arange(3)
-        args = steps.features[pick, index[:, 0]], steps.events[pick, index[:, 0]], starts if starts.any() else None
+        args = steps.features[pick, index[:, 0]], steps.previous_steps[pick, index[:, 0]], starts if starts.any() else None
         with th.no_grad():
             together.age.masked_fill_(starts, 0.0)
             output = inc.step(together, *args)
@@ -222,7 +222,7 @@ def test_landmarks_are_the_first_steps_that_have_left_the_context():
             if age >= 0:
                 began = 0 if t < 6 else 6
                 assert th.equal(cache.features[0, slot], steps.features[0, began + int(age)])
-                assert th.equal(cache.events[0, slot], steps.events[0, began + int(age)])
+                assert th.equal(cache.previous_steps[0, slot], steps.previous_steps[0, began + int(age)])
     assert seen == [
         ([4], [3], [-1, -1]),
         ([5], [3], [-1, -1]),
@@ -252,9 +252,9 @@ def test_landmarks_are_the_first_step_and_the_most_surprising_ones():
     assert seen[1:11:2] == [
         ([-1, -1], 0),
         ([-1, 0], th.inf),  # nothing else has left the context
-        ([0, 2], pytest.approx(5.0 * FADING)),
-        ([0, 4], pytest.approx(4.6 * FADING)),  # 5 has faded to 4.5
-        ([0, 4], pytest.approx(4.6 * FADING**2)),  # 4.14 is more than 4.1
+        ([0, 2], pytest.approx(5.0 * SURPRISE_DECAY)),
+        ([0, 4], pytest.approx(4.6 * SURPRISE_DECAY)),  # 5 has faded to 4.5
+        ([0, 4], pytest.approx(4.6 * SURPRISE_DECAY**2)),  # 4.14 is more than 4.1
     ]
 
 
@@ -284,7 +284,7 @@ def test_what_a_surprise_is_asked_about():
     nothing, which = th.zeros(1, 3), [0, 2, 3]
     ids, ages = th.ones((1, 3), dtype=th.long), th.tensor([[0.0, 2.0, 3.0]])
     windows = TrajectoryWindows(steps.features[:, which], nothing, nothing, nothing > 0, ids, ages, n_landmarks=1)
-    whole = inc.network(inc.mlp, windows.observations, steps.events[:, which], windows, 1)
+    whole = inc.network(inc.mlp, windows.observations, steps.previous_steps[:, which], windows, 1)
     th.testing.assert_close(asked[4][0], whole.hidden[:, 0])
 
 
@@ -301,7 +301,7 @@ def test_going_on_after_a_prefill(n_frames, n_layers, age_input):
     steps.starts[1, 2] = steps.starts[2, 4] = True
     steps.ids = steps.starts.long().cumsum(1)
     cache = empty(inc, 3)
-    cache.features[:, :4], cache.events[:, :4] = steps.features[:, :4], steps.events[:, :4]
+    cache.features[:, :4], cache.previous_steps[:, :4] = steps.features[:, :4], steps.previous_steps[:, :4]
     cache.start.copy_(th.tensor([0, 2, 4]))
     cache.age.copy_(th.tensor([4.0, 2.0, 0.0]))
     cache.position.fill_(6)
@@ -316,7 +316,7 @@ def test_going_on_after_a_prefill(n_frames, n_layers, age_input):
 def test_a_prefill_of_some_rows_leaves_the_others():
     inc, steps = incremental(4, 3), Steps(3, 7, 0.0)
     cache = empty(inc, 3)
-    cache.features[:, :4], cache.events[:, :4] = steps.features[:, :4], steps.events[:, :4]
+    cache.features[:, :4], cache.previous_steps[:, :4] = steps.features[:, :4], steps.previous_steps[:, :4]
     cache.start.fill_(0)
     cache.position.fill_(6)
     whole = KVCache._make(part.clone() for part in cache)

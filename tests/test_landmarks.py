@@ -11,7 +11,7 @@ from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, recorded
 from sb3_attention_ac.acting import MemoryActor
 from sb3_attention_ac.auxiliary.next_step_prediction import LARGEST_SURPRISE
 from sb3_attention_ac.evaluation import evaluate_actions
-from sb3_attention_ac.landmarks import FADING, choose
+from sb3_attention_ac.landmarks import SURPRISE_DECAY, choose
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder
 from sb3_attention_ac.networks.preprocessing import encode_actions, stack_frames
 from sb3_attention_ac.type_aliases import TrajectoryWindows
@@ -200,7 +200,7 @@ def test_the_buffer_chooses_by_surprise():
         add_step(buffer, step, np.array([step == 0]), surprise=th.tensor([surprise]))
     landmarks = buffer.tensors().landmarks  # of the chunks that begin with steps 6, 8 and 10
     assert landmarks.ages[:, 0].tolist() == [[0, 4], [0, 4], [0, 4]]
-    expected = [np.inf, 4.6 * FADING], [np.inf, 4.6 * FADING**2], [np.inf, 4.6 * FADING**3]
+    expected = [np.inf, 4.6 * SURPRISE_DECAY], [np.inf, 4.6 * SURPRISE_DECAY**2], [np.inf, 4.6 * SURPRISE_DECAY**3]
     np.testing.assert_allclose(landmarks.surprises[:, 0], expected, rtol=1e-6)
 
 

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from sb3_attention_ac.networks.preprocessing import (
     PERIODS,
     AgeEncoder,
-    EventEncoder,
+    PreviousStepEncoder,
     action_encoding_dim,
     encode_actions,
     one_hot,
@@ -103,7 +103,7 @@ def test_a_linear_map_of_sinusoidal_ages_finds_a_mirrored_step():
     assert th.equal(scores.argmax(dim=1), 102 - th.arange(103))
 
 
-# --- events ---
+# --- previous action and reward, age ---
 
 ACTIONS = th.tensor([[[1.0], [2.0], [0.0]]])
 REWARDS = th.tensor([[2.0, -2.0, 5.0]])
@@ -113,8 +113,8 @@ REWARD = [math.log(3), -math.log(3), math.log(6)]
 AGE = [[0.0, 0.0], [math.log(2) / 2, 0.02], [0.0, 0.0]]
 
 
-def events(first: th.Tensor | None, actions: bool, rewards: bool, ages: bool) -> list[list[float]]:
-    encoder = EventEncoder(spaces.Discrete(3), actions, rewards, AgeEncoder(ages))
+def previous_steps(first: th.Tensor | None, actions: bool, rewards: bool, ages: bool) -> list[list[float]]:
+    encoder = PreviousStepEncoder(spaces.Discrete(3), actions, rewards, AgeEncoder(ages))
     encoded = encoder(ACTIONS, REWARDS, AGES, first)
     assert encoded.shape == (1, 3, encoder.dim) and encoded.dtype == th.float32
     return encoded[0].tolist()
@@ -124,35 +124,35 @@ def close(expected: list[list[float]]) -> list:
     return [pytest.approx(row, rel=1e-5) for row in expected]
 
 
-def test_events_side_by_side():
+def test_what_is_read_side_by_side():
     """Action, reward, age; action and reward are zero where nothing was before, the age is known"""
     hot = [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     everything = [[*hot[i], REWARD[i], *AGE[i]] for i in range(3)]
-    assert events(None, True, True, True) == close(everything)
+    assert previous_steps(None, True, True, True) == close(everything)
     masked = [[0.0] * 4 + AGE[0], everything[1], [0.0] * 4 + AGE[2]]
-    assert events(FIRST, True, True, True) == close(masked)
-    assert events(FIRST, True, False, False) == close([[0.0] * 3, hot[1], [0.0] * 3])
-    assert events(FIRST, False, True, False) == close([[0.0], [REWARD[1]], [0.0]])
-    assert events(~FIRST, False, True, True) == close([[REWARD[0], 0, 0], [0, *AGE[1]], [REWARD[2], 0, 0]])
-    assert events(FIRST, False, False, True) == close(AGE)
-    assert events(FIRST, True, False, True) == close([[0.0] * 5, [*hot[1], *AGE[1]], [0.0] * 5])
-    assert events(FIRST, False, False, False) == [[], [], []]
+    assert previous_steps(FIRST, True, True, True) == close(masked)
+    assert previous_steps(FIRST, True, False, False) == close([[0.0] * 3, hot[1], [0.0] * 3])
+    assert previous_steps(FIRST, False, True, False) == close([[0.0], [REWARD[1]], [0.0]])
+    assert previous_steps(~FIRST, False, True, True) == close([[REWARD[0], 0, 0], [0, *AGE[1]], [REWARD[2], 0, 0]])
+    assert previous_steps(FIRST, False, False, True) == close(AGE)
+    assert previous_steps(FIRST, True, False, True) == close([[0.0] * 5, [*hot[1], *AGE[1]], [0.0] * 5])
+    assert previous_steps(FIRST, False, False, False) == [[], [], []]
 
 
 def test_the_age_is_known_at_the_first_step_of_what_is_seen():
     """A first step is one without a step before; its age counts from where the episode began."""
-    encoder = EventEncoder(spaces.Discrete(3), False, True, AgeEncoder(True))
+    encoder = PreviousStepEncoder(spaces.Discrete(3), False, True, AgeEncoder(True))
     encoded = encoder(ACTIONS, REWARDS, th.full((1, 3), 50.0), th.ones((1, 3), dtype=th.bool))
     assert encoded[0, 0].tolist() == pytest.approx([0, math.log(51) / 2, 1])
 
 
 def test_what_is_not_read_need_not_be_given():
-    encoder = EventEncoder(spaces.Discrete(3), True, False, AgeEncoder(False))
+    encoder = PreviousStepEncoder(spaces.Discrete(3), True, False, AgeEncoder(False))
     assert encoder(ACTIONS[0], None, AGES[0], None).tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
 
 
 def test_what_is_not_finite_before_an_episode_is_not_read():
-    encoder = EventEncoder(BOX, True, True, AgeEncoder(False))
+    encoder = PreviousStepEncoder(BOX, True, True, AgeEncoder(False))
     encoded = encoder(th.full((1, 3, 2), float("nan")), th.full((1, 3), float("inf")), AGES, th.ones((1, 3), dtype=th.bool))
     assert encoded.abs().max() == 0
 

@@ -45,10 +45,10 @@ def test_values_are_those_of_the_windows(network):
         assert np.array_equal(found.values, found.mlp_values) and not found.residual.any()
 
 
-def test_while_attention_rests_values_are_the_mlps():
+def test_while_attention_is_skipped_values_are_the_mlps():
     """Of the rollout, of the observations after it and at time limits"""
     policy, buffer, last_obs, awake = evaluated("MLP actor")
-    policy.value_gate.n_quiet.fill_(7)
+    policy.value_gate.n_negligible.fill_(7)
     resting = evaluate_rollout(policy, buffer, last_obs)
     assert np.array_equal(resting.values, resting.mlp_values) and not resting.residual.any()
     np.testing.assert_allclose(resting.mlp_values, awake.mlp_values, rtol=1e-5, atol=1e-6)

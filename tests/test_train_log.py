@@ -59,7 +59,7 @@ def test_means_over_all_minibatches_and_what_is_of_the_last_epoch():
 
 
 def test_attention_that_is_not_heard_is_not_logged_but_q_att_is():
-    found = logged(two_epochs(attention_is_heard=False))
+    found = logged(two_epochs(logs_attention=False))
     assert "attention_value_loss" not in found and "attention_grad_norm" not in found
     assert found["attention_q_loss"] == 8 and found["value_loss"] == 11
     assert found["explained_variance_in_sample"] == pytest.approx(1 - 3 / 3.5)  # of the MLP critic
@@ -67,7 +67,7 @@ def test_attention_that_is_not_heard_is_not_logged_but_q_att_is():
 
 def test_without_attention_the_mlp_critics_errors_count():
     log = TrainLog(0.2)
-    assert log.attention_is_heard
+    assert log.logs_attention
     log.start_epoch()
     log.add_log_ratio(th.zeros(1))
     add(log, "value_loss", 7.0, 14.0)

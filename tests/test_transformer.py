@@ -78,11 +78,11 @@ def test_rotary_keeps_double_precision():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("where", ["latent", "events"])
+@pytest.mark.parametrize("where", ["latent", "previous_steps"])
 def test_what_is_not_finite_is_zero_in_a_token(value, where):
     """0 times NaN is NaN: one such step would reach every step that does not attend to it."""
     encoder = TrajectoryEncoder(3, 1, 8, 1, 2, 16, 0.0, 9.0)
-    inputs = {"latent": th.randn(2, 4, 3), "events": th.randn(2, 4, 1)}
+    inputs = {"latent": th.randn(2, 4, 3), "previous_steps": th.randn(2, 4, 1)}
     zeroed, bad = dict(inputs), dict(inputs)
     keep = th.ones_like(inputs[where])
     keep[1, 2] = 0.0
@@ -278,10 +278,10 @@ def test_with_a_cache_a_block_goes_on():
 # --- the encoder ---
 
 
-def make_encoder(n_layers: int = 2, event_dim: int = 2, **options) -> TrajectoryEncoder:
+def make_encoder(n_layers: int = 2, previous_dim: int = 2, **options) -> TrajectoryEncoder:
     th.manual_seed(0)
     options = {"d_model": 8, "n_heads": 2, "dim_feedforward": 16, "dropout": 0.0, "rope_base": 9.0, **options}
-    encoder = TrajectoryEncoder(5, event_dim, n_layers=n_layers, **options)
+    encoder = TrajectoryEncoder(5, previous_dim, n_layers=n_layers, **options)
     with th.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.3 * th.randn_like(parameter))
@@ -291,44 +291,44 @@ def make_encoder(n_layers: int = 2, event_dim: int = 2, **options) -> Trajectory
 def test_what_an_encoder_is_made_of():
     encoder = make_encoder(n_layers=3, dropout=0.1)
     assert encoder.input_proj.weight.shape == (8, 5) and encoder.input_proj.bias is not None
-    assert encoder.event_proj.weight.shape == (8, 2) and encoder.event_proj.bias is None
+    assert encoder.previous_proj.weight.shape == (8, 2) and encoder.previous_proj.bias is None
     assert len(encoder.blocks) == 3
     block = encoder.blocks[1]
     assert (block.n_heads, block.fc1.out_features, block.fc2.in_features, block.dropout.p) == (2, 16, 16, 0.1)
     assert block.qkv_proj.weight.shape == (24, 8) and block.out_proj.weight.shape == (8, 8)
-    assert make_encoder(event_dim=0).event_proj is None
+    assert make_encoder(previous_dim=0).previous_proj is None
     assert th.equal(encoder.rotary(7, CPU), rotary_frequencies(7, 2, 4, 9.0, CPU))
 
 
 @th.no_grad()
 def test_tokens_by_hand():
-    encoder, latent, events = make_encoder(), th.randn(2, 5, 5), th.randn(2, 5, 2)
-    expected = latent @ encoder.input_proj.weight.T + encoder.input_proj.bias + events @ encoder.event_proj.weight.T
-    th.testing.assert_close(encoder.embed(latent, events), expected)
-    encoder = make_encoder(event_dim=0)
-    assert th.equal(encoder.embed(latent, events[..., :0]), encoder.input_proj(latent))
+    encoder, latent, previous_steps = make_encoder(), th.randn(2, 5, 5), th.randn(2, 5, 2)
+    expected = latent @ encoder.input_proj.weight.T + encoder.input_proj.bias + previous_steps @ encoder.previous_proj.weight.T
+    th.testing.assert_close(encoder.embed(latent, previous_steps), expected)
+    encoder = make_encoder(previous_dim=0)
+    assert th.equal(encoder.embed(latent, previous_steps[..., :0]), encoder.input_proj(latent))
 
 
 def test_a_layer_that_was_taken_away_stays_away():
     encoder, latent = make_encoder(), th.randn(3, 6, 5)
-    encoder.event_proj = None
+    encoder.previous_proj = None
     assert th.equal(encoder.embed(latent, th.randn(3, 6, 2)), encoder.input_proj(latent))
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_tokens_are_finite(bad):
     """And so are the gradients of what made them, where nobody looks at these tokens"""
-    encoder, latent, events = make_encoder(), th.randn(2, 5, 5), th.randn(2, 5, 2)
-    tokens = encoder.embed(latent, events)
+    encoder, latent, previous_steps = make_encoder(), th.randn(2, 5, 5), th.randn(2, 5, 2)
+    tokens = encoder.embed(latent, previous_steps)
     latent[0, 1, 2] = bad
-    events[1, 3, 0] = bad
-    found = encoder.embed(latent, events)
+    previous_steps[1, 3, 0] = bad
+    found = encoder.embed(latent, previous_steps)
     assert th.isfinite(found).all()
     seen = th.ones(2, 5, dtype=th.bool)
     seen[0, 1] = seen[1, 3] = False
     assert th.equal(found[seen], tokens[seen])
     found[seen].sum().backward()
-    assert all(th.isfinite(layer.weight.grad).all() for layer in (encoder.input_proj, encoder.event_proj))
+    assert all(th.isfinite(layer.weight.grad).all() for layer in (encoder.input_proj, encoder.previous_proj))
 
 
 @th.no_grad()
@@ -391,20 +391,20 @@ def test_what_is_not_finite_stays_in_its_episode(bad, n_layers, actor):
 # --- layers are called, not read: hooks, subclasses, adapters and pruning take effect everywhere ---
 
 LAYERS = [f"blocks.0.{name}" for name in ("norm1", "qkv_proj", "out_proj", "norm2", "fc1", "fc2", "dropout")]
-LAYERS += ["blocks.0", "norm", "input_proj", "event_proj"]
+LAYERS += ["blocks.0", "norm", "input_proj", "previous_proj"]
 
 
 @pytest.mark.parametrize("name", LAYERS)
 @th.no_grad()
 def test_layers_are_called(name):
-    encoder, latent, events = make_encoder(1), th.randn(2, 5, 5), th.randn(2, 5, 2)
+    encoder, latent, previous_steps = make_encoder(1), th.randn(2, 5, 5), th.randn(2, 5, 2)
 
     def whole() -> th.Tensor:
-        return encoder(encoder.embed(latent, events), IDS, 5)
+        return encoder(encoder.embed(latent, previous_steps), IDS, 5)
 
     def stepped() -> th.Tensor:
         mask = attention_mask(IDS, 5)
-        return encoder.step(encoder.embed(latent, events), encoder.rotary(5, CPU), mask, [Growing()])
+        return encoder.step(encoder.embed(latent, previous_steps), encoder.rotary(5, CPU), mask, [Growing()])
 
     before = whole()
     encoder.get_submodule(name).register_forward_hook(lambda module, inputs, output: output + 1 + th.arange(output.shape[-1]))

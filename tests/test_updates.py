@@ -11,9 +11,9 @@ from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.evaluation import evaluate_action_advantages, evaluate_actions
 from sb3_attention_ac.train_log import TrainLog
 from sb3_attention_ac.type_aliases import AuxiliaryLoss, TransitionSamples, WindowSamples
-from sb3_attention_ac.updates import Coefficients, MemoryActorUpdate, MlpActorUpdate, make_update
+from sb3_attention_ac.updates import MemoryActorUpdate, MlpActorUpdate, UpdateSettings, make_update
 
-GIVEN = Coefficients(4, 0.2, None, True, 0.01, 0.5, 0.3, 0.25)
+GIVEN = UpdateSettings(4, 0.2, None, True, 0.01, 0.5, 0.3, 0.25)
 
 
 def make(policy_options: dict[str, Any], n_steps=16, n_envs=2, name="Discrete", masked=False, **coefficients):
@@ -73,7 +73,7 @@ CASES = SPACES + [("Discrete", False, coefficients) for coefficients in COEFFICI
 @pytest.mark.parametrize("attention_q", [False, True])
 def test_losses_of_transitions(coefficients, name, masked, attention_q):
     update = make({"attention_q": attention_q}, name=name, masked=masked, **coefficients)
-    given, policy = update.coefficients, update.policy
+    given, policy = update.settings, update.policy
     batch = next(update.buffer.get_transitions(None))
     assert (batch.logit_offsets is not None) == attention_q and (batch.action_masks is not None) == masked
     losses = update.losses(batch)
@@ -162,7 +162,7 @@ def test_losses_of_q_att(actor, name, masked, normalize):
 def test_losses_of_a_memory_actor(coefficients, name, masked, share_encoder, skip_critic):
     options = {"memory_actor": True, "share_encoder": share_encoder, "aux_targets": ()}
     update = make(options, name=name, masked=masked, **coefficients)
-    given, policy = update.coefficients, update.policy
+    given, policy = update.settings, update.policy
     batch = next(update.buffer.get_windows(8))
     losses = update.losses((batch, skip_critic))
     encoded = policy.encode_windows(batch.windows, 4)
@@ -343,12 +343,12 @@ def test_the_mlps_are_shuffled_as_without_attention():
     firsts = set()
     for seed in range(3):
         np.random.seed(seed)
-        update = make_update(update.policy, update.buffer, update.recent, update.coefficients, update.log)
+        update = make_update(update.policy, update.buffer, update.recent, update.settings, update.log)
         firsts.add(tuple(next(update.minibatches(0)).returns.flatten().tolist()))
     assert len(firsts) > 1
     for _ in range(2):  # and the same one with the same seed
         np.random.seed(0)
-        update = make_update(update.policy, update.buffer, update.recent, update.coefficients, update.log)
+        update = make_update(update.policy, update.buffer, update.recent, update.settings, update.log)
         assert tuple(next(update.minibatches(0)).returns.flatten().tolist()) in firsts
 
 

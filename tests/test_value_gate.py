@@ -23,7 +23,7 @@ def test_it_starts_closed_and_without_evidence():
     gate = ValueGate()
     assert gate.is_closed
     assert {name: float(value) for name, value in gate.state_dict().items()} == dict.fromkeys(
-        ("gate", "explained", "square", "n_steps", "n_quiet"), 0
+        ("gate", "explained", "square", "n_steps", "n_negligible"), 0
     )
     gate.gate.fill_(1e-9)
     assert not gate.is_closed
@@ -103,12 +103,12 @@ def judge(gate: ValueGate, share: float = 0.0) -> None:
     gate.update(share * pattern, pattern)
 
 
-def test_attention_that_explains_nothing_rests_in_fourteen_of_sixteen_rollouts():
+def test_attention_that_explains_nothing_is_skipped_in_fourteen_of_sixteen_rollouts():
     gate, rested = quiet_gate(), []
     for _ in range(64):
-        rested.append(gate.rests)
-        if gate.rests:
-            gate.rest()
+        rested.append(gate.is_skipped)
+        if gate.is_skipped:
+            gate.skip()
         else:
             judge(gate)
     assert rested == ([False] * 2 + [True] * 14) * 4
@@ -120,43 +120,43 @@ def test_attention_that_explains_nothing_rests_in_fourteen_of_sixteen_rollouts()
 def test_it_rests_after_its_warm_up_where_it_explains_less_than_a_fiftieth(n_steps, share, rests):
     gate = quiet_gate(n_steps)
     judge(gate, share)  # the average moves by a tenth
-    gate.n_quiet += int(gate.n_quiet) > 0
-    assert gate.rests is rests
+    gate.n_negligible += int(gate.n_negligible) > 0
+    assert gate.is_skipped is rests
 
 
 def test_it_stays_awake_once_it_explains_more():
     gate = quiet_gate()
     for _ in range(20):
-        gate.rest() if gate.rests else judge(gate)
-    while gate.rests:
-        gate.rest()
+        gate.skip() if gate.is_skipped else judge(gate)
+    while gate.is_skipped:
+        gate.skip()
     for _ in range(40):
         judge(gate, 0.5)
-        assert not gate.rests
+        assert not gate.is_skipped
     assert float(gate.gate) > 0.5
 
 
 # --- in the policy ---
 
 
-def test_while_attention_rests_it_neither_learns_nor_is_judged(tmp_path):
+def test_while_attention_is_skipped_it_neither_learns_nor_is_judged(tmp_path):
     """The values are then the MLP critic's, and the run is PPO's with that seed"""
     model = AAC("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), **SMALL)
     judged, gate = [], model.policy.value_gate
     gate.update = lambda *arguments: judged.append(arguments)
     with th.no_grad():
         model.policy.critic_network.output_proj.weight.add_(1.0)
-    gate.n_quiet.fill_(3)
+    gate.n_negligible.fill_(3)
     before = [parameter.clone() for parameter in model.policy.critic_network.parameters()]
     model.learn(4 * 128)
-    assert judged == [] and int(gate.n_quiet) == 7
+    assert judged == [] and int(gate.n_negligible) == 7
     assert all(th.equal(old, new) for old, new in zip(before, model.policy.critic_network.parameters(), strict=True))
     np.testing.assert_array_equal(model.rollout_buffer.values, model.rollout_buffer.mlp_values)
     sb3 = PPO("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), **SMALL).learn(4 * 128)
     for name, parameter in sb3.policy.state_dict().items():
         th.testing.assert_close(model.policy.state_dict()[name], parameter, rtol=0, atol=1e-5)
     model.save(tmp_path / "model")
-    assert int(AAC.load(tmp_path / "model", device="cpu").policy.value_gate.n_quiet) == 7
+    assert int(AAC.load(tmp_path / "model", device="cpu").policy.value_gate.n_negligible) == 7
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_while_attention_rests_it_neither_learns_nor_is_judged(tmp_path):
 def test_attention_that_is_needed_otherwise_does_not_rest(options):
     model = AAC("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), **{**SMALL, **options})
     if model.policy.value_gate is not None:
-        model.policy.value_gate.n_quiet.fill_(3)
-    assert not model.policy.attention_rests
+        model.policy.value_gate.n_negligible.fill_(3)
+    assert not model.policy.skips_attention
     before = model.policy.critic_network.output_proj.weight.clone()
     model.learn(128)
     assert not th.equal(before, model.policy.critic_network.output_proj.weight)

@@ -156,9 +156,11 @@ class MaskedPrediction(nn.Module):
         features = encoder.extract(windows._replace(observations=observations).flat_observations())
         features = features.reshape(*masked.shape, -1) * ~masked.unsqueeze(-1)  # [N * W, F] -> [N, W, F]
         rewards = th.zeros_like(windows.previous_rewards) if hides_rewards else windows.previous_rewards
-        events = encoder.events(windows.previous_actions, rewards, windows.ages, windows.episode_starts | masked_before)
+        previous_steps = encoder.encode_previous(
+            windows.previous_actions, rewards, windows.ages, windows.episode_starts | masked_before
+        )
         mlp_latent = encoder.mlp(network.mlp_input(features, windows.episode_ids, windows.ages))
-        tokens = network.encoder.embed(mlp_latent, events) + masked.unsqueeze(-1) * self.mask_token
+        tokens = network.encoder.embed(mlp_latent, previous_steps) + masked.unsqueeze(-1) * self.mask_token
         hidden: th.Tensor = network.encoder(tokens, windows.episode_ids, tokens.shape[1], causal=False)
         return hidden
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_attention_ac.networks.preprocessing import AgeEncoder, EventEncoder, stack_frames
+from sb3_attention_ac.networks.preprocessing import AgeEncoder, PreviousStepEncoder, stack_frames
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder
 from sb3_attention_ac.type_aliases import EncoderOutput, Obs, TrajectoryWindows
 
@@ -116,7 +116,7 @@ class HistoryNetwork(nn.Module):
         self,
         mlp: Mlp,
         features: th.Tensor,
-        events: th.Tensor,
+        previous_steps: th.Tensor,
         windows: TrajectoryWindows,
         n_queries: int,
         hidden: th.Tensor | None = None,
@@ -125,7 +125,7 @@ class HistoryNetwork(nn.Module):
         """
         :param mlp: SB3's MLP
         :param features: Of every step, [N, W, F]
-        :param events: What each step knows beside its observation, [N, W, event_dim]
+        :param previous_steps: Previous action and reward and age of each step, encoded, [N, W, previous_dim]
         :param windows: The windows these are of
         :param n_queries: How many of the last steps to return
         :param hidden: Another network's hidden states of these, [N, n_queries, hidden_dim], for one without an encoder
@@ -135,7 +135,7 @@ class HistoryNetwork(nn.Module):
         with th.set_grad_enabled(th.is_grad_enabled() and not self.detach_mlp):
             mlp_latent = mlp(self.mlp_input(features, windows.episode_ids, windows.ages, windows.n_landmarks))
         if self.encoder is not None and attends:
-            tokens = self.encoder.embed(mlp_latent, events)
+            tokens = self.encoder.embed(mlp_latent, previous_steps)
             hidden = self.encoder(tokens, windows.episode_ids, n_queries, noise_ids=windows.noise_ids)
         return self.combine(mlp_latent[:, -n_queries:], hidden)
 
@@ -147,11 +147,13 @@ class HistoryEncoder:
     :param extract: From a plain batch of observations [N, *obs_shape] to features [N, F]
     :param mlp: SB3's MLP
     :param network: The history network
-    :param events: Encodes what a step knows beside its observation
+    :param encode_previous: Encodes what a step knows beside its observation: previous action and reward, age
     """
 
-    def __init__(self, extract: Callable[[Obs], th.Tensor], mlp: Mlp, network: HistoryNetwork, events: EventEncoder):
-        self.extract, self.mlp, self.network, self.events = extract, mlp, network, events
+    def __init__(
+        self, extract: Callable[[Obs], th.Tensor], mlp: Mlp, network: HistoryNetwork, encode_previous: PreviousStepEncoder
+    ):
+        self.extract, self.mlp, self.network, self.encode_previous = extract, mlp, network, encode_previous
 
     def features(self, windows: TrajectoryWindows) -> th.Tensor:
         """:return: Features of every step, [N, W, F]"""
@@ -175,6 +177,8 @@ class HistoryEncoder:
         :param attends: Whether to ask the encoder
         :return: What is made of the last steps, [N, n_queries, ...]
         """
-        events = self.events(windows.previous_actions, windows.previous_rewards, windows.ages, windows.episode_starts)
-        output: EncoderOutput = self.network(self.mlp, features, events, windows, n_queries, hidden, attends)
+        previous_steps = self.encode_previous(
+            windows.previous_actions, windows.previous_rewards, windows.ages, windows.episode_starts
+        )
+        output: EncoderOutput = self.network(self.mlp, features, previous_steps, windows, n_queries, hidden, attends)
         return output

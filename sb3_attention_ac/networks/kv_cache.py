@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
-from sb3_attention_ac.landmarks import FADING, choose
+from sb3_attention_ac.landmarks import SURPRISE_DECAY, choose
 from sb3_attention_ac.networks.constants import cached
 from sb3_attention_ac.networks.history_network import HistoryNetwork, Mlp
 from sb3_attention_ac.networks.transformer import TrajectoryEncoder, attention_mask
@@ -35,7 +35,7 @@ class KVCache(NamedTuple):
     One row per environment, N rows; S = n_landmarks + n_context + chunk_length slots.
 
     :param features: Features of each step, [N, S, F]
-    :param events: What each step knows beside its observation, encoded, [N, S, event_dim]
+    :param previous_steps: Previous action and reward and age of each step, encoded, [N, S, previous_dim]
     :param keys: [N, n_layers, n_heads, S, head_dim]
     :param values: [N, n_layers, n_heads, S, head_dim]
     :param previous_action: The last action, as sampled, [N, action_dim]
@@ -48,7 +48,7 @@ class KVCache(NamedTuple):
     """
 
     features: th.Tensor
-    events: th.Tensor
+    previous_steps: th.Tensor
     keys: th.Tensor
     values: th.Tensor
     previous_action: th.Tensor
@@ -135,14 +135,14 @@ class IncrementalEncoder:
         self._slots = _slots(self.n_slots, self.device)
         self._rotary = self.encoder.rotary(self.n_slots, self.device)  # [n_slots, 3, n_heads, head_dim // 2]
 
-    def shapes(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int) -> list[tuple[int, ...]]:
+    def shapes(self, n_envs: int, features_dim: int, previous_dim: int, action_dim: int) -> list[tuple[int, ...]]:
         """:return: The shapes of a cache, in its order"""
         encoder = self.encoder
         keys = (n_envs, len(encoder.blocks), encoder.n_heads, self.n_slots, encoder.d_model // encoder.n_heads)
         steps, rows = (n_envs, self.n_slots), (n_envs,)
         return [
             (*steps, features_dim),
-            (*steps, event_dim),
+            (*steps, previous_dim),
             keys,
             keys,
             (n_envs, action_dim),
@@ -154,10 +154,10 @@ class IncrementalEncoder:
             (n_envs, 0 if self.surprise is None else encoder.d_model),
         ]
 
-    def empty(self, n_envs: int, features_dim: int, event_dim: int, action_dim: int) -> KVCache:
+    def empty(self, n_envs: int, features_dim: int, previous_dim: int, action_dim: int) -> KVCache:
         """:return: A cache without a past"""
         first = {"position": self.n_before, "start": self.n_before, "landmark_ages": -1.0}
-        shapes = self.shapes(n_envs, features_dim, event_dim, action_dim)
+        shapes = self.shapes(n_envs, features_dim, previous_dim, action_dim)
         pairs = zip(KVCache._fields, shapes, strict=True)
         return KVCache._make(th.full(shape, first.get(name, 0.0), device=self.device) for name, shape in pairs)
 
@@ -165,7 +165,7 @@ class IncrementalEncoder:
         """
         Compute keys and values of landmarks and context, in place, and go on after them.
 
-        :param cache: A cache whose features, events and surprises of these slots, ``start`` and ``landmark_ages`` are set
+        :param cache: Features, previous_steps and surprises of these slots, ``start`` and ``landmark_ages`` are set
         :param rows: Which rows to do
         """
         n, n_landmarks = self.n_before, self.n_landmarks
@@ -178,7 +178,7 @@ class IncrementalEncoder:
         ages[:, :n_landmarks] = cache.landmark_ages[rows]
         frames = self.network.mlp_input(cache.features[rows, :n], episode_ids, ages.clamp(min=0), n_landmarks)
         mlp_latent = self.mlp(frames)
-        tokens = self.encoder.embed(mlp_latent, cache.events[rows, :n])
+        tokens = self.encoder.embed(mlp_latent, cache.previous_steps[rows, :n])
         layers = [_Prefill(cache, layer, rows, n) for layer in range(len(self.encoder.blocks))]
         hidden = self.encoder.step(tokens, self._rotary[:n], attention_mask(episode_ids, n), layers)
         if self.surprise is not None:
@@ -190,7 +190,7 @@ class IncrementalEncoder:
         if k > 0:
             self._choose_landmarks(cache, rows)
         cache.features[rows, k : k + n] = cache.features[rows, self.n_slots - n :].clone()
-        cache.events[rows, k : k + n] = cache.events[rows, self.n_slots - n :].clone()
+        cache.previous_steps[rows, k : k + n] = cache.previous_steps[rows, self.n_slots - n :].clone()
         if self.surprise is not None:
             cache.surprises[rows, k : k + n] = cache.surprises[rows, self.n_slots - n :].clone()
         cache.start[rows] = (cache.start[rows] - (self.n_slots - self.n_before)).clamp(min=k)
@@ -204,10 +204,10 @@ class IncrementalEncoder:
         ages = th.cat([cache.landmark_ages[rows], th.where(slots >= cache.start[rows].unsqueeze(1), ages, -1.0)], dim=1)
         order = choose(ages, None if self.surprise is None else cache.surprises[rows, :end], ages >= 0, k)  # [M, k]
         if self.surprise is not None:
-            cache.surprises[rows, :k] = cache.surprises[rows, :end].gather(1, order) * FADING
+            cache.surprises[rows, :k] = cache.surprises[rows, :end].gather(1, order) * SURPRISE_DECAY
         every_row = th.arange(order.shape[0], device=order.device).unsqueeze(1)
         cache.features[rows, :k] = cache.features[rows][every_row, order]
-        cache.events[rows, :k] = cache.events[rows][every_row, order]
+        cache.previous_steps[rows, :k] = cache.previous_steps[rows][every_row, order]
         cache.landmark_ages[rows] = ages.gather(1, order)
 
     def _next_slot(self, cache: KVCache) -> tuple[Rows, th.Tensor | int]:
@@ -242,13 +242,15 @@ class IncrementalEncoder:
             earlier = th.where((slots >= cache.start.unsqueeze(1)).unsqueeze(-1), earlier, 0.0)  # [N, n, F]
         return th.cat([features, earlier.transpose(1, 2).flatten(1)], dim=1)
 
-    def step(self, cache: KVCache, features: th.Tensor, events: th.Tensor, episode_start: th.Tensor | None) -> EncoderOutput:
+    def step(
+        self, cache: KVCache, features: th.Tensor, previous_steps: th.Tensor, episode_start: th.Tensor | None
+    ) -> EncoderOutput:
         """
         Take in one step of every environment, in place.
 
         :param cache: The cache so far
         :param features: Features of s_t, [N, F]
-        :param events: What the step knows beside s_t, encoded, [N, event_dim]
+        :param previous_steps: Previous action and reward and age, encoded, [N, previous_dim]
         :param episode_start: Whether s_t is the first step of its episode, [N]; None if none is
         :return: What the network makes of it, [N, ...]
         """
@@ -261,9 +263,9 @@ class IncrementalEncoder:
             knows_nothing = cache.start == cache.position  # of a step before, as at the start of an episode
             cache.surprises[rows, slot] = unexpected.masked_fill(knows_nothing, th.inf)
         cache.features[rows, slot] = features
-        cache.events[rows, slot] = events
+        cache.previous_steps[rows, slot] = previous_steps
         mlp_latent = self.mlp(self.network.with_age(self._stacked_frames(cache, features, slot), cache.age))
-        tokens = self.encoder.embed(mlp_latent, events).unsqueeze(1)  # [N, 1, d_model]
+        tokens = self.encoder.embed(mlp_latent, previous_steps).unsqueeze(1)  # [N, 1, d_model]
         rotary = self._rotary[slot].unsqueeze(-4)  # [1, 3, n_heads, head_dim // 2], or [N, 1, 3, n_heads, head_dim // 2]
         used = slot + 1 if isinstance(slot, int) else self.n_slots
         mask = self._slots[:used] >= cache.start.view(-1, 1, 1, 1)  # [N, 1, 1, used]

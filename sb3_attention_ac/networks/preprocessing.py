@@ -99,7 +99,7 @@ class AgeEncoder:
         return th.cat([views, angles.sin(), angles.cos()], dim=-1)
 
 
-class EventEncoder:
+class PreviousStepEncoder:
     """
     Encodes what a step knows beside its observation. What happened before the first step of an episode is zero.
 

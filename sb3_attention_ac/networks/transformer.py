@@ -181,8 +181,7 @@ class TrajectoryEncoder(nn.Module):
     A transformer encoder over the steps of a trajectory.
 
     :param latent_dim: Width of the latent of one step, as it comes out of an MLP
-    :param event_dim: Width of the encoding of what a step knows beside its observation (previous action and reward, age), may
-        be 0
+    :param previous_dim: Width of encoded previous actions, rewards and ages, may be 0
     :param d_model: Width of a token
     :param n_layers: Number of blocks, at least 1
     :param n_heads: Number of attention heads
@@ -194,7 +193,7 @@ class TrajectoryEncoder(nn.Module):
     def __init__(
         self,
         latent_dim: int,
-        event_dim: int,
+        previous_dim: int,
         d_model: int,
         n_layers: int,
         n_heads: int,
@@ -205,7 +204,7 @@ class TrajectoryEncoder(nn.Module):
         super().__init__()
         self.d_model, self.n_heads, self.rope_base = d_model, n_heads, rope_base
         self.input_proj = nn.Linear(latent_dim, d_model)
-        self.event_proj = nn.Linear(event_dim, d_model, bias=False) if event_dim > 0 else None
+        self.previous_proj = nn.Linear(previous_dim, d_model, bias=False) if previous_dim > 0 else None
         self.blocks = nn.ModuleList(Block(d_model, n_heads, dim_feedforward, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
 
@@ -213,15 +212,15 @@ class TrajectoryEncoder(nn.Module):
         """:return: See :func:`rotary_frequencies`"""
         return rotary_frequencies(n_positions, self.n_heads, self.d_model // self.n_heads, self.rope_base, device)
 
-    def embed(self, latent: th.Tensor, events: th.Tensor) -> th.Tensor:
+    def embed(self, latent: th.Tensor, previous_steps: th.Tensor) -> th.Tensor:
         """
         :param latent: [N, T, latent_dim]
-        :param events: [N, T, event_dim]
+        :param previous_steps: [N, T, previous_dim]
         :return: Tokens, [N, T, d_model]. Finite (NaN, infinity become 0), and so are gradients: a masked step has a weight of
             zero, and zero times NaN is NaN. Where a step is not finite itself, its own MLP says so
         """
         tokens: th.Tensor = self.input_proj(latent.nan_to_num(0.0, 0.0, 0.0))
-        return tokens if self.event_proj is None else tokens + self.event_proj(events.nan_to_num(0.0, 0.0, 0.0))
+        return tokens if self.previous_proj is None else tokens + self.previous_proj(previous_steps.nan_to_num(0.0, 0.0, 0.0))
 
     def forward(
         self,
