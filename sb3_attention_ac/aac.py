@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_attention_ac import distributed
 from sb3_attention_ac.argument_names import explain_unexpected_argument, with_checked_names
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
+from sb3_attention_ac.auxiliary.targets import resolve_aux_loss
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
 from sb3_attention_ac.losses import NotFiniteError
 from sb3_attention_ac.networks.distributions import forbids_actions
@@ -45,7 +46,6 @@ from sb3_attention_ac.validation import (
     check_rollout,
     check_shape,
     check_spaces,
-    resolve_aux_loss,
     warn_about_batch_size,
     warn_about_no_effect,
 )

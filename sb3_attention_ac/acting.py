@@ -225,11 +225,25 @@ class MemoryActor:
         if state is None:
             return self.empty(n_envs)
         expected = self.incremental.shapes(n_envs, *self._dims)
-        given = [np.shape(array) for array in state] if np.iterable(state) else repr(state)
+        given = [np.shape(array) for array in state] if np.iterable(state) else []
         if given != expected:
+            problem = _difference(given, expected) if np.iterable(state) else f"The state is {state!r}"
             raise ValueError(
-                f"The state {'is' if isinstance(given, str) else 'has shapes'} {given}, but this policy with {n_envs} "
-                f"environment(s) expects arrays of shapes {expected}: pass the state that predict() returned for the same "
-                "environments, or None to start anew."
+                f"{problem}: pass the state that predict() returned for the same environments, or None to start anew."
             )
         return KVCache.from_numpy(state, self.incremental.device)
+
+
+def _difference(given: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
+    """
+    :param given: Shapes of what ``predict`` was given as state
+    :param expected: Shapes of a state of this policy
+    :return: In words what is wrong
+    """
+    if len(given) != len(expected):
+        return f"The state has {len(given)} arrays, but a state of this policy has {len(expected)}"
+    n_envs = {shape[0] for shape in given if shape}
+    if len(n_envs) == 1 and n_envs != {expected[0][0]}:
+        return f"The state is of {n_envs.pop()} environment(s), but there are {expected[0][0]} observation(s)"
+    name, shape, wanted = next(each for each in zip(KVCache._fields, given, expected, strict=False) if each[1] != each[2])
+    return f"The state is not one of this policy: its {name} have the shape {shape}, expected is {wanted}"

@@ -4,7 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from gymnasium import spaces
 from torch import nn
@@ -39,6 +39,10 @@ class Architecture(ABC):
     Options of the networks, see :class:`~sb3_attention_ac.policies.AttentionActorCriticPolicy`.
     """
 
+    memory_actor: ClassVar[bool]  # whether the actor attends to the trajectory
+    default_batch_size: ClassVar[int]  # transitions in a minibatch where none are asked for
+    default_targets: ClassVar[tuple[str, ...]]  # what is predicted where nothing is asked for
+
     context_length: int
     d_model: int
     n_layers: int
@@ -55,23 +59,8 @@ class Architecture(ABC):
 
     @property
     @abstractmethod
-    def memory_actor(self) -> bool:
-        """Whether the actor attends to the trajectory"""
-
-    @property
-    @abstractmethod
     def longest_chunk(self) -> int:
         """How many consecutive steps follow the context in a window, at most"""
-
-    @property
-    @abstractmethod
-    def default_batch_size(self) -> int:
-        """Transitions in a minibatch where none are asked for"""
-
-    @property
-    @abstractmethod
-    def default_targets(self) -> tuple[str, ...]:
-        """What is predicted where nothing is asked for"""
 
     @abstractmethod
     def build(self, mlp_extractor: nn.Module, features_dims: tuple[int, int], action_space: spaces.Space[Any]) -> Networks:
@@ -192,8 +181,8 @@ class MemoryActorArchitecture(Architecture):
             mlp = getattr(mlp_extractor, name, None)
             if not isinstance(mlp, nn.Sequential):
                 raise ValueError(
-                    f"{' and '.join(wide)} widens the first layer of mlp_extractor.{name}, which has to be a "
-                    f"torch.nn.Sequential, but is {type(mlp).__name__}: use {' and '.join(wide.values())}."
+                    f"{' and '.join(wide)} was given, which needs a wider first layer in mlp_extractor.{name}: that must be a "
+                    f"torch.nn.Sequential, not {type(mlp).__name__}. Use {' and '.join(wide.values())}."
                 )
             setattr(mlp_extractor, name, widened(mlp, features_dim, features_dim * n + age_dim))
 

@@ -2,7 +2,6 @@
 
 import torch as th
 
-from sb3_attention_ac.networks.distributions import frozen_log_std
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.type_aliases import Obs, WindowOutput, WindowSamples, map_obs
 
@@ -45,4 +44,4 @@ def evaluate_action_advantages(policy: AttentionActorCriticPolicy, encoded: Wind
         masks, offsets = (None if x is None else x.flatten(0, 1) for x in (batch.action_masks, batch.logit_offsets))
         given = policy.action_parameters(latent_pi, None, masks, offsets)
     latent, actions = encoded.acting.latent.flatten(0, 1), batch.actions.flatten(0, 1)
-    return policy.attention_q.advantages(latent, given, actions, frozen_log_std(policy)).reshape(batch.actions.shape[:2])
+    return policy.attention_q.advantages(latent, given, actions, policy.log_std_or_none).reshape(batch.actions.shape[:2])

@@ -146,7 +146,8 @@ def predict_next(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows,
     """
     if policy.next_step_prediction is None:
         raise ValueError(
-            f"This policy's aux_loss has the targets {list(policy.aux_targets)}: train with aux_loss='next_step'."
+            f"This policy has no next-step prediction (targets: {', '.join(policy.aux_targets) or 'none'}): train with "
+            "aux_loss='next_step'."
         )
     policy.set_training_mode(False)
     n = actions.shape[1]

@@ -23,7 +23,6 @@ from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.networks.distributions import (
     as_sb3_distribution,
     check_masks,
-    frozen_log_std,
     make_action_distribution,
 )
 from sb3_attention_ac.networks.extractors import as_module
@@ -486,7 +485,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
         offsets = None
         if self.attention_q is not None and tilts:
-            offsets = self.attention_q.tilt(output.latent, given, frozen_log_std(self), in_rollout)
+            offsets = self.attention_q.tilt(output.latent, given, self.log_std_or_none, in_rollout)
             given = given._replace(parameters=given.parameters + offsets)
         return given, offsets
 
@@ -593,8 +592,9 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """As :meth:`predict`, without gradients"""
         if isinstance(observation, tuple):  # as in SB3
             raise ValueError(
-                "predict() was given a tuple instead of an array or a dictionary of arrays: reset() and step() of a Gym "
-                "environment return one, with the observation first (obs, info = env.reset()); those of a VecEnv do not."
+                "predict() was given a tuple instead of an array or a dictionary of arrays. Pass the observation alone: "
+                "obs, info = env.reset() of a Gym environment; obs = vec_env.reset() and "
+                "obs, rewards, dones, infos = vec_env.step(actions) of a VecEnv."
             )
         obs, vectorized_env = self.obs_to_tensor(observation)
         if self.remembers:

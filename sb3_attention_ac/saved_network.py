@@ -10,7 +10,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.torch_layers import NatureCNN
 
 from sb3_attention_ac.argument_names import default_arguments
-from sb3_attention_ac.validation import resolve_aux_loss
+from sb3_attention_ac.auxiliary.targets import resolve_aux_loss
 
 # What a policy only starts from: parameters from a file replace it
 FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
@@ -114,4 +114,7 @@ def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], pol
             if meant_then.get(name) != meant_here.get(name):
                 differences.append(f"{name}: {old.get(name)!r} in the file, {new.get(name)!r} here")
     if differences:
-        raise ValueError(f"The network arguments differ: {'; '.join(differences)}. Use those of the file.")
+        raise ValueError(
+            f"The network arguments differ: {'; '.join(differences)}. For load(), leave policy_kwargs and aux_loss out: those "
+            "of the file are used. For set_parameters(), make the model with those of the file."
+        )

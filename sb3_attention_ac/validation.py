@@ -16,14 +16,6 @@ from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.landmarks import check_rule
 from sb3_attention_ac.networks.preprocessing import AGE_INPUTS
 
-PREDICTION_TARGETS = ("return", "observation", "action", "reward")
-AUX_LOSSES: dict[str, tuple[str, ...]] = {
-    "contrastive": ("contrastive",),
-    "value": ("return",),
-    "prediction": PREDICTION_TARGETS,
-    "next_step": ("next_step",),
-}
-ALL_TARGETS = (*PREDICTION_TARGETS, "contrastive", "next_step")
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 
@@ -105,7 +97,9 @@ def check_landmark_rule(architecture: Architecture, targets: Sequence[str]) -> N
         'aux_loss="next_step" (alone or with others)': "next_step" in targets,
     }
     if missing := [name for name, given in needs.items() if not given]:
-        raise ValueError(f"landmark_rule={rule!r} needs {' and '.join(missing)}.")
+        raise ValueError(
+            f"landmark_rule={rule!r} needs {' and '.join(missing)}; aux_loss is given to AAC(), the others in policy_kwargs."
+        )
 
 
 def check_keys(space: spaces.Space[Any], **given: Sequence[str] | None) -> None:
@@ -139,8 +133,9 @@ def check_attention_q_keys(
     alone = [key for key in critic_keys or () if key not in (actor_keys or ())]
     if acts_by_critic and alone:
         raise ValueError(
-            f"attention_q=True was given, and critic_keys has {alone}, which actor_keys={list(actor_keys or ())} leaves out: "
-            "Q_att acts on what the critic has seen. Leave attention_q out, or use memory_actor=True."
+            f"attention_q=True lets what the critic has seen change actions, but the critic reads {alone}, which is not among "
+            f"actor_keys={list(actor_keys or ())}. Leave attention_q out, use memory_actor=True, or pass "
+            f"critic_keys={list(actor_keys or ())}."
         )
 
 
@@ -164,36 +159,9 @@ def check_not_overridden(policy_class: type[Any], base: type[Any]) -> None:
         if getattr(policy_class, name) is not getattr(base, name):
             raise TypeError(
                 f"{policy_class.__name__} overrides {name}(), which is not called while training: values and log "
-                f"probabilities of whole windows are computed at once. Override {instead} instead."
+                "probabilities of whole windows are computed at once, and the override would have no effect. Override or "
+                f"replace {instead} instead."
             )
-
-
-def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """
-    :param aux_loss: None, "auto", a name of ``AUX_LOSSES``, or a list of targets
-    :return: What is predicted; None for "auto", which the policy resolves
-    :raises ValueError: If a name is unknown
-    """
-    allowed = f"allowed are 'auto', None, {', '.join(map(repr, AUX_LOSSES))}, or a list of {list(ALL_TARGETS)}"
-    if aux_loss is None:
-        return ()
-    if isinstance(aux_loss, str) and aux_loss == "auto":
-        return None
-    if isinstance(aux_loss, str):
-        aux_loss = _present_name(aux_loss)
-    if isinstance(aux_loss, str) and aux_loss in AUX_LOSSES:
-        return AUX_LOSSES[aux_loss]
-    if isinstance(aux_loss, str) or not isinstance(aux_loss, Collection):
-        raise ValueError(f"aux_loss={aux_loss!r} is unknown: {allowed}.")
-    aux_loss = [_present_name(target) for target in aux_loss]
-    unknown = [target for target in aux_loss if target not in ALL_TARGETS]
-    if unknown or len(aux_loss) == 0:
-        raise ValueError(f"aux_loss={list(aux_loss)!r} has {'unknown targets' if unknown else 'no targets'}: {allowed}.")
-    return tuple(dict.fromkeys(aux_loss))
-
-
-def _present_name(target: Any) -> Any:
-    return "next_step" if target == "live" else target  # its first name
 
 
 def check_auxiliary(
@@ -238,9 +206,9 @@ def warn_about_no_effect(
     }
     for name, (value, is_fine, needs) in no_effect.items():
         if not is_fine:
+            chosen = f"aux_loss has the targets {list(targets)}" if targets else "there is no aux_loss"
             warnings.warn(
-                f"{name}={value} has no effect: it needs {needs}, but aux_loss has the targets {list(targets)}. Leave it out, "
-                "or choose another aux_loss.",
+                f"{name}={value} has no effect: it needs {needs}, but {chosen}. Leave it out, or choose another aux_loss.",
                 stacklevel=4,
             )
 
@@ -341,8 +309,8 @@ def check_policy(policy_class: type[Any], base: type[Any]) -> None:
     """
     if not issubclass(policy_class, base):
         raise ValueError(
-            f"policy={policy_class.__name__} does not attend to trajectories: use 'MlpPolicy', 'CnnPolicy', "
-            f"'MultiInputPolicy' or a subclass of {base.__name__}. Models of other algorithms cannot be loaded."
+            f"policy={policy_class.__name__} is no {base.__name__}: use 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a "
+            "subclass. If it comes from a file, another algorithm has saved it: load it with that one."
         )
 
 
@@ -359,8 +327,8 @@ def check_buffer_arguments(arguments: dict[str, Any], architecture: Architecture
         if arguments.get(name, needed) != needed:
             argument = "context_length" if name == "n_context" else name
             raise ValueError(
-                f"rollout_buffer_kwargs has {name}={arguments[name]!r}, but the policy reads {needed!r}: "
-                f"leave it out, and set policy_kwargs=dict({argument}=...) instead."
+                f"rollout_buffer_kwargs has {name}={arguments[name]!r}, but the policy needs {needed!r}: leave it out, and "
+                f"set policy_kwargs=dict({argument}=...), which the buffer follows."
             )
 
 
@@ -403,8 +371,8 @@ def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_leng
     """
     if chunk_length is not None and batch_size % chunk_length != 0:
         warnings.warn(
-            f"batch_size={batch_size} is not a multiple of the windows' {chunk_length} steps: "
-            f"minibatches of {max(batch_size // chunk_length, 1) * chunk_length} transitions are used instead.",
+            f"batch_size={batch_size} is not a multiple of {chunk_length}: a memory actor's minibatches are whole chunks of "
+            f"{chunk_length} steps, so {max(batch_size // chunk_length, 1) * chunk_length} transitions are used instead.",
             stacklevel=5,
         )
     elif batch_size > n_steps * n_envs:

@@ -12,7 +12,7 @@ from trajectories import ACTION_SPACES, ACTORS, fill, make_buffer, make_policy, 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.attention_q import BLOCK, DECAY, KL_BOUND, MAX_EVIDENCE, MIN_BLOCKS, OPEN_ABOVE, AttentionQ
 from sb3_attention_ac.evaluation import evaluate_action_advantages, evaluate_actions
-from sb3_attention_ac.networks.distributions import Categoricals, DiagonalGaussian, as_sb3_distribution, frozen_log_std
+from sb3_attention_ac.networks.distributions import Categoricals, DiagonalGaussian, as_sb3_distribution
 from sb3_attention_ac.rollout_values import evaluate_actions_taken
 from sb3_attention_ac.type_aliases import ActionParameters
 
@@ -70,7 +70,7 @@ def test_predictions_while_acting_are_those_of_the_batched_pass(name, masked):
                 latent_pi = policy.mlp_actor_latent(batch.windows.observations[:, step - length])
                 masks = None if batch.action_masks is None else batch.action_masks[:, step]
                 given = policy.action_parameters(latent_pi, None, masks)
-                batched = policy.attention_q.tilt(latent[:, step], given, frozen_log_std(policy))
+                batched = policy.attention_q.tilt(latent[:, step], given, policy.log_std_or_none)
                 th.testing.assert_close(batched, outputs[start + step].logit_offsets, rtol=0, atol=1e-4)
 
 
@@ -95,7 +95,7 @@ def test_advantages_of_a_rollout_are_those_of_its_minibatches(name, masked, acto
             parameters = policy.action_net(latent_pi) + batch.logit_offsets[:, step]
             given = ActionParameters(parameters, None, None if batch.action_masks is None else batch.action_masks[:, step])
             latent = encoded.acting.latent[:, 0]
-            alone = policy.attention_q.advantages(latent, given, batch.actions[:, step], frozen_log_std(policy))
+            alone = policy.attention_q.advantages(latent, given, batch.actions[:, step], policy.log_std_or_none)
             th.testing.assert_close(part[:, step], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_advantages_of_a_rollout_are_those_of_its_minibatches(name, masked, acto
 def test_advantage_is_centred_and_divergence_bounded(name, masked, scale):
     space, n = ACTION_SPACES[name], 5_000
     policy = make_policy(3, space, attention_q=True)
-    attention_q, log_std = policy.attention_q, frozen_log_std(policy)
+    attention_q, log_std = policy.attention_q, policy.log_std_or_none
     attention_q.head[-1].weight.mul_(scale)
     masks = random_masks(space, np.random.default_rng(0), 1) if masked else None
     latent, latent_pi = th.randn(1, 6).expand(n, 6), th.randn(1, 6).expand(n, 6)
@@ -224,7 +224,7 @@ def test_learning_moves_the_head_alone(name):
     assert all(parameter.grad is not None for parameter in policy.attention_q.parameters())
     assert latent.grad is None and latent_pi.grad is None and policy.action_net.weight.grad is None
     assert name == "Discrete" or policy.log_std.grad is None
-    offsets = policy.attention_q.tilt(latent, given, frozen_log_std(policy))
+    offsets = policy.attention_q.tilt(latent, given, policy.log_std_or_none)
     assert not offsets.requires_grad
 
 

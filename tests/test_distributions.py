@@ -17,7 +17,6 @@ from sb3_attention_ac.networks.distributions import (
     StateDependentNoise,
     as_sb3_distribution,
     check_masks,
-    frozen_log_std,
     make_action_distribution,
 )
 from sb3_attention_ac.type_aliases import ActionParameters
@@ -320,12 +319,6 @@ def test_a_box_as_sb3s_distribution(use_sde):
         made = as_sb3_distribution(given, log_std, make_proba_distribution(BOX), BOX)
     actions = th.randn(8, 2)
     th.testing.assert_close(made.log_prob(actions), ours.log_prob_and_entropy(given, log_std, actions)[0])
-
-
-def test_frozen_log_std():
-    box, discrete_ = make_policy(3, BOX), make_policy(3)
-    assert th.equal(frozen_log_std(box), box.log_std) and not frozen_log_std(box).requires_grad
-    assert frozen_log_std(discrete_) is None
 
 
 # --- masks as they are given ---

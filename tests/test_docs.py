@@ -1,5 +1,7 @@
 """The pages: links lead somewhere, snippets run, tables say what the files say, and nothing is too long."""
 
+import ast
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -153,3 +155,25 @@ def test_every_logged_key_is_explained(setting, monkeypatch):
     own = {key for key in logged if key.startswith(("train/", "rollout/")) and not key.startswith("rollout/ep_")}
     assert "train/approx_kl" in own
     assert not [key for key in own if not any(re.fullmatch(pattern, key) for pattern in documented)]
+
+
+def messages(package: str) -> str:
+    """:return: All texts in a package's source, with "..." for what they are filled with"""
+    found = []
+    for path in Path(importlib.import_module(package).__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_errors_of_the_troubleshooting_page_exist() -> None:
+    source = messages("sb3_attention_ac") + messages("stable_baselines3")
+    rows = [line.split(" | ")[0] for line in (DOCS / "troubleshooting.md").read_text().splitlines() if line.startswith("| `")]
+    quoted = [message for row in rows for message in re.findall("`([^`]+)`", row) if not message.endswith("Error")]
+    assert len(quoted) > 30
+    for message in quoted:  # without its examples: quoted names, values and numbers
+        for words in re.split(r"\.\.\.|'[^']*'|\w+=[\w.]*|\b\d+\b|lin_0.001|evaluate_actions|Tuple", message):
+            assert words.strip() in source, message

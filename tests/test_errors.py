@@ -44,9 +44,9 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"aux_loss": 5}, ["aux_loss=5", "'next_step'"]),
         ({"clip_range_vf": -0.1}, ["clip_range_vf=-0.1", "None"]),
         ({"rollout_buffer_class": RolloutBuffer}, ["RolloutBuffer", "TrajectoryRolloutBuffer"]),
-        ({"rollout_buffer_kwargs": {"n_context": 9}}, ["n_context=9", "reads 32", "context_length"]),
-        ({"rollout_buffer_kwargs": {"n_landmarks": 4}}, ["n_landmarks=4", "reads 0", "dict(n_landmarks=...)"]),
-        ({"rollout_buffer_kwargs": {"landmark_rule": "surprise"}}, ["'surprise'", "reads 'first'", "dict(landmark_rule=...)"]),
+        ({"rollout_buffer_kwargs": {"n_context": 9}}, ["n_context=9", "needs 32", "context_length"]),
+        ({"rollout_buffer_kwargs": {"n_landmarks": 4}}, ["n_landmarks=4", "needs 0", "dict(n_landmarks=...)"]),
+        ({"rollout_buffer_kwargs": {"landmark_rule": "surprise"}}, ["'surprise'", "needs 'first'", "dict(landmark_rule=...)"]),
         ({"policy_kwargs": {"landmark_rule": "last"}}, ["landmark_rule='last'", "['first', 'surprise']"]),
         (
             {"policy_kwargs": {"landmark_rule": "surprise"}},
@@ -157,7 +157,7 @@ def test_text_observations(policy, monkeypatch):
 
 
 def test_rounded_minibatches_are_announced_once():
-    with pytest.warns(UserWarning, match="minibatches of 10 transitions") as caught:
+    with pytest.warns(UserWarning, match="whole chunks of 10 steps, so 10 transitions") as caught:
         model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": True}, **{**SMALL, "batch_size": 12})
         model.learn(40)
     assert len(caught) == 1
@@ -271,10 +271,16 @@ def test_what_reset_returns_is_not_an_observation(memory_actor):
 def test_wrong_state_is_named():
     model = AAC("MlpPolicy", random_env(n_envs=2), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
     _, state = model.predict(np.zeros((2, 3), dtype=np.float32))
-    with pytest.raises(ValueError, match="expects"):
+    obs = np.zeros((2, 3), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"is of 2 environment\(s\), but there are 3 observation\(s\): pass .*None"):
         model.predict(np.zeros((3, 3), dtype=np.float32), state)
-    with pytest.raises(ValueError, match=r"state is 5, .* expects arrays of shapes .*None"):
-        model.predict(np.zeros((2, 3), dtype=np.float32), 5)
+    with pytest.raises(ValueError, match="state is 5: pass"):
+        model.predict(obs, 5)
+    with pytest.raises(ValueError, match=f"state has 1 arrays, but a state of this policy has {len(state)}: pass"):
+        model.predict(obs, state[:1])
+    wider = AAC("MlpPolicy", random_env(n_envs=2), policy_kwargs={**TINY, "memory_actor": True, "d_model": 24}, **SMALL)
+    with pytest.raises(ValueError, match=r"not one of this policy: its keys have the shape \(.*\), expected is \(.*\): pass"):
+        model.predict(obs, wider.predict(obs)[1])
 
 
 def test_wrong_episode_start_is_named():

@@ -14,8 +14,8 @@ from sb3_attention_ac import AAC
 from sb3_attention_ac.auxiliary import masked_prediction as module
 from sb3_attention_ac.auxiliary.masked_prediction import MAX_SPAN, _last_visible, masked_mean, sample_mask
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
+from sb3_attention_ac.auxiliary.targets import resolve_aux_loss
 from sb3_attention_ac.type_aliases import AuxiliaryBatch, AuxiliaryLoss, TrajectoryWindows
-from sb3_attention_ac.validation import resolve_aux_loss
 
 ALL = ("return", "observation", "action", "reward", "contrastive")
 

@@ -15,7 +15,6 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.type_aliases import GymEnv
-from torch import nn
 
 from sb3_attention_ac.type_aliases import ActionParameters
 
@@ -259,9 +258,3 @@ def check_masks(masks: object, distribution: ActionDistribution, n: int, device:
             f"The action mask of environment {row} allows no action: allow at least one in each action dimension."
         )
     return allowed
-
-
-def frozen_log_std(module: nn.Module) -> th.Tensor | None:
-    """:return: A policy's ``log_std`` without gradient; None where its distribution has none"""
-    log_std = getattr(module, "log_std", None)
-    return log_std.detach() if isinstance(log_std, th.Tensor) else None

@@ -11,8 +11,7 @@ from sb3_attention_ac.networks.constants import cached
 
 AGE_INPUTS = (False, True, "sinusoidal")
 # Entries of Dict observations that tell what happened in the step before, see sb3_attention_ac.wrappers
-PREVIOUS_REWARD = "previous_reward"
-PREVIOUS_STEP_KEYS = ("previous_action", PREVIOUS_REWARD)
+PREVIOUS_STEP_KEYS = PREVIOUS_ACTION, PREVIOUS_REWARD = "previous_action", "previous_reward"
 LONGEST_AGE = 1000.0  # steps: a linear input must have a bound
 PERIODS = tuple(2.0**i for i in range(2, 11))  # steps, of the sinusoidal position encoding: 4, 8, ..., 1024
 

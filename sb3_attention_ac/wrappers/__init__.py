@@ -7,15 +7,10 @@ Wrappers for any Gymnasium environment: what the agent did last, hidden constant
 - :class:`MaskedBattleship`: POPGym's Battleship with action masks, a task that needs masks and memory
 """
 
+from sb3_attention_ac.networks.preprocessing import PREVIOUS_ACTION, PREVIOUS_REWARD
 from sb3_attention_ac.wrappers.battleship import MaskedBattleship
 from sb3_attention_ac.wrappers.hidden_constants import HiddenConstants
-from sb3_attention_ac.wrappers.previous_step import (
-    OBSERVATION,
-    PREVIOUS_ACTION,
-    PREVIOUS_REWARD,
-    PreviousActionReward,
-    VecPreviousActionReward,
-)
+from sb3_attention_ac.wrappers.previous_step import OBSERVATION, PreviousActionReward, VecPreviousActionReward
 from sb3_attention_ac.wrappers.sensors import FailingSensors, PositionOnly, VelocityOnly
 
 __all__ = [

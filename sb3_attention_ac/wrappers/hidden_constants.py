@@ -29,8 +29,9 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_attention_ac.wrappers.constants_presets import find_preset
+from sb3_attention_ac.wrappers.previous_step import OBSERVATION
 
-OBSERVATION, PRIVILEGED = "observation", "privileged"
+PRIVILEGED = "privileged"
 SetConstants = Callable[[gym.Env[Any, Any], Mapping[str, float]], None]
 
 

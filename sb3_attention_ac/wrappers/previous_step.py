@@ -15,7 +15,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-OBSERVATION, PREVIOUS_ACTION, PREVIOUS_REWARD = "observation", "previous_action", "previous_reward"
+from sb3_attention_ac.networks.preprocessing import PREVIOUS_ACTION, PREVIOUS_REWARD
+
+OBSERVATION = "observation"
 
 
 class _Extension:
