@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from sb3_attention_ac.compare.figures import task_intervals
+from sb3_attention_ac.compare.scores import lowest
 from sb3_attention_ac.compare.statistics import improvements, per_task, score_matrices
 from sb3_attention_ac.compare.suites import read_results
 from sb3_attention_ac.compare.texts import BOLD, Table, task_table
@@ -103,22 +104,26 @@ def improvement_table(runs: pd.DataFrame, pairs: Path) -> Table:
     :return: One row per pair: how probable it is that a run of the one ends above one of the other, for each score
     """
     names = list(pd.read_csv(pairs).itertuples(index=False, name=None))
+    columns = [column for column in SCORES if runs[column].notna().any()]
+    filled = runs.assign(**{column: runs[column].fillna(lowest(runs[column], runs["environment"])) for column in columns})
     found = [
-        {(one, other): numbers for one, other, *numbers in improvements(runs, column).itertuples(index=False)}
-        for column in SCORES
+        {(one, other): numbers for one, other, *numbers in improvements(filled, column).itertuples(index=False)}
+        for column in columns
     ]
+    names = [pair for pair in names if all(pair in scores for scores in found)]
     cells = [[scores[pair] for scores in found] for pair in names]
+    forms = [["{:.2f}" if pd.isna(low) else "{:.2f} [{:.2f}, {:.2f}]" for _, low, _ in row] for row in cells]
     rows = [
-        [f"{one} above {other}", *("{:.2f} [{:.2f}, {:.2f}]".format(*cell) for cell in row)]
-        for (one, other), row in zip(names, cells, strict=True)
+        [f"{one} above {other}", *(form.format(*cell) for form, cell in zip(*both, strict=True))]
+        for (one, other), *both in zip(names, forms, cells, strict=True)
     ]
     best = {(i, k) for i, row in enumerate(cells) for k, (_, low, _) in enumerate(row, start=1) if low > 0.5}
-    n_seeds = min(len(scores) for scores in score_matrices(runs, "final").values())
+    n_seeds = min(len(scores) for scores in score_matrices(filled, "final").values())
     note = (
         "How probable it is that a run of the one algorithm ends above a run of the other on the same environment, mean over "
         f"environments, {n_seeds} seeds each; in brackets its 95 % bootstrap interval over seeds. Bold: it is above one half."
     )
-    return Table("Probability of improvement", note, ["", *(title for title, _ in SCORES.values())], rows, frozenset(best))
+    return Table("Probability of improvement", note, ["", *(SCORES[column][0] for column in columns)], rows, frozenset(best))
 
 
 def _with_published(table: Table, file: Path) -> Table:

@@ -373,6 +373,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._update_gates(rollout, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
+        rollout_buffer.reload()
         return True
 
     def _all_continue(self, wanted: bool) -> bool:
@@ -412,7 +413,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         if self.policy.masked_prediction is not None:
             self.recent_trajectories.add(self.rollout_buffer)
-        clip_range = self._present(self.clip_range)
+        clip_range = self._current(self.clip_range)
         gate = self.policy.value_gate
         log = TrainLog(clip_range, logs_attention=gate is None or not gate.is_closed)
         update = make_update(
@@ -444,7 +445,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
         if self.clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", self._present(self.clip_range_vf))
+            self.logger.record("train/clip_range_vf", self._current(self.clip_range_vf))
 
     def _optimize(self, losses: Losses, adam: QuickAdam, log: TrainLog) -> None:
         """
@@ -486,8 +487,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         """As in SB3, but never below zero: the last rollout passes the total, and a negative learning rate unlearns."""
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
-    def _present(self, schedule: float | Schedule) -> float:
-        """The present value of a clipping parameter, a schedule since :meth:`_setup_model`"""
+    def _current(self, schedule: float | Schedule) -> float:
+        """The current value of a clipping parameter, a schedule since :meth:`_setup_model`"""
         assert callable(schedule)
         return float(schedule(self._current_progress_remaining))
 
@@ -496,7 +497,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         return UpdateSettings(
             self.batch_size,
             clip_range,
-            None if self.clip_range_vf is None else self._present(self.clip_range_vf),
+            None if self.clip_range_vf is None else self._current(self.clip_range_vf),
             self.normalize_advantage,
             self.ent_coef,
             self.vf_coef,
@@ -536,7 +537,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
 
     def _join_others(self) -> None:
         """Start from the parameters of rank 0, which alone logs; see :mod:`~sb3_attention_ac.distributed`."""
-        distributed.require_equal(**{name: getattr(self, name) for name in ("n_envs", "n_steps", "batch_size", "n_epochs")})
+        same = "n_envs n_steps batch_size n_epochs gamma gae_lambda normalize_advantage"
+        same += " ent_coef vf_coef max_grad_norm target_kl aux_coef mask_ratio n_trajectories"
+        distributed.require_equal(**{name: getattr(self, name) for name in same.split()})
         self.num_timesteps = distributed.maximum(self.num_timesteps)  # where a callback has stopped, one has counted less
         distributed.broadcast(self.policy)
         self._statistics = distributed.MergedStatistics(self._vec_normalize_env)

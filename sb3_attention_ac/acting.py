@@ -31,8 +31,8 @@ class StateUse:
 
     def __init__(self) -> None:
         self.without_state = self.without_start = 0
-        self.last: tuple[np.ndarray, ...] | None = None
-        self._cache: KVCache | None = None
+        # One attribute, replaced as a whole: several threads may ask one model
+        self._last: tuple[tuple[np.ndarray, ...] | None, KVCache | None] = None, None
 
     def resolve(self, state: Any, episode_start: np.ndarray | None, masked: bool) -> Any:
         """
@@ -42,8 +42,9 @@ class StateUse:
         :return: The state to go on from; None to start without a past
         """
         if masked and state is None and episode_start is not None and not np.all(episode_start):
-            if self.last is not None and len(self.last[0]) == np.size(episode_start):
-                return self.last
+            last, _ = self._last
+            if last is not None and len(last[0]) == np.size(episode_start):
+                return last
         self.note(state, episode_start)
         return state
 
@@ -52,9 +53,12 @@ class StateUse:
         :param cache: After a step
         :return: The state to return
         """
-        self.last = cache.to_numpy()
-        self._cache = cache if cache.age.device.type == "cpu" else None  # else the state is a copy, which may be written to
-        return self.last
+        state = cache.to_numpy()
+        self._last = (
+            state,
+            cache if cache.age.device.type == "cpu" else None,
+        )  # else the state is a copy, which may be written to
+        return state
 
     def cache_of(self, state: Any, n_envs: int) -> KVCache | None:
         """
@@ -62,9 +66,10 @@ class StateUse:
         :param n_envs: Number of observations it goes with
         :return: A copy of the cache, if the state is the very one that was returned last: there is nothing to check
         """
-        if self._cache is None or state is not self.last or len(self._cache.age) != n_envs:
+        last, cache = self._last
+        if cache is None or state is not last or len(cache.age) != n_envs:
             return None
-        return KVCache._make(tensor.clone() for tensor in self._cache)
+        return KVCache._make(tensor.clone() for tensor in cache)
 
     def note(self, state: Any, episode_start: np.ndarray | None) -> None:
         """

@@ -223,6 +223,12 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             self._tensors = self.storage.tensors(self.device)._replace(landmarks=landmarks)
         return self._tensors
 
+    def reload(self) -> None:
+        """Read again what was collected, when it is needed: a callback may have changed or replaced arrays."""
+        for name, own in self.storage.rollout().items():
+            map_obs(_copy, own, getattr(self, name))
+        self._tensors, self._targets = None, {}
+
     def _to_device(self, array: np.ndarray) -> th.Tensor:
         return th.as_tensor(array, device=self.device)
 
@@ -393,6 +399,11 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             for name in ("values", "log_probs", "advantages", "returns", "action_masks", "logit_offsets")
         ]
         return WindowSamples(windows, actions, *targets)
+
+
+def _copy(own: np.ndarray, given: np.ndarray) -> None:
+    if not np.may_share_memory(own, given):
+        np.copyto(own, given)
 
 
 def equal_chunks(n_steps: int, longest: int) -> int:

@@ -74,7 +74,7 @@ def world_size() -> int:
 
 
 def _device() -> th.device:
-    """Where collectives of the present backend work"""
+    """Where collectives of the current backend work"""
     return th.device("cuda", th.cuda.current_device()) if dist.get_backend() == "nccl" else th.device("cpu")
 
 
@@ -100,8 +100,19 @@ def require_equal(**values: Any) -> None:
 def broadcast(module: th.nn.Module) -> None:
     """
     :param module: Its parameters and buffers become those of rank 0
+    :raises ValueError: If it is another network in one of the processes
     """
     if is_active():
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        first, *others = _gathered(shapes)
+        for i, other in enumerate(others, start=1):
+            if other != first:
+                name = next(name for name in [*first, *other] if first.get(name) != other.get(name))
+                shape, other_shape = first.get(name, "missing"), other.get(name, "missing")
+                raise ValueError(
+                    f"The networks differ: {name} is {shape} on rank 0 and {other_shape} on rank {i}. Use the same "
+                    "policy_kwargs and environments on all of them."
+                )
         for tensor in module.state_dict().values():
             moved = tensor.to(_device())
             dist.broadcast(moved, 0)

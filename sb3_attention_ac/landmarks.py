@@ -81,7 +81,7 @@ class LandmarkStorage:
             self._select(chunk, self.storage.n_history + step, self.chunk_length)
 
     def _select(self, chunk: int, row: int, n_leaving: int) -> None:
-        """The landmarks of a chunk that begins in this row, from its present ones and the steps that have left the context"""
+        """The landmarks of a chunk that begins in this row, from its current ones and the steps that have left the context"""
         first = row - self.n_context - n_leaving
         leaving = self._steps(np.arange(first, first + n_leaving))  # [n_leaving, n_envs, ...] each
         candidates = {
@@ -136,10 +136,10 @@ def landmarks_after(
     """
     The landmarks as they would be chosen if a chunk began now.
 
-    :param landmarks: Those of the present chunk, [N, K]
+    :param landmarks: Those of the current chunk, [N, K]
     :param leaving: Steps that were in its context or after it, [N, C]
     :param has_left: Which of them would have left the context, [N, C]
-    :param episodes: The present episode, [N, 1]
+    :param episodes: The current episode, [N, 1]
     :return: Landmarks, [N, K]
     """
     n_landmarks = landmarks.episode_ids.shape[1]
@@ -159,7 +159,7 @@ def choose(ages: th.Tensor, surprises: th.Tensor | None, valid: th.Tensor, n_lan
     :param ages: Steps since the episode began, [N, K + n_leaving]
     :param surprises: How unexpected each was, by the rule "surprise": those that stay are then in the order of the episode,
         after empty places, so that positions tell which came later. None by the rule "first"
-    :param valid: Whether each is of the present episode, [N, K + n_leaving]
+    :param valid: Whether each is of the current episode, [N, K + n_leaving]
     :param n_landmarks: K
     :return: Which of them stay, in this order, [N, K]
     """

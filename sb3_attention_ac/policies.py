@@ -63,8 +63,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param context_length: How many earlier steps of its episode a step sees at least, if there are as many; 1 or more. At
-        most three times as many, less one (with ``memory_actor`` twice as many, less one, or 31 more)
+    :param context_length: How many earlier steps L of its episode a step sees at least, if there are as many; 1 or more. It
+        sees at most 3L - 1, with ``memory_actor`` L + max(L, 32) - 1
     :param d_model: Width of a token, a multiple of ``n_heads``
     :param n_layers: Number of transformer blocks, 0 for no attention (PPO's critic)
     :param n_heads: Number of attention heads
@@ -361,8 +361,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     ) -> ActionParameters:
         """
         :param latent_pi: [N, latent_dim_pi]
-        :param latent_sde: What gSDE makes its noise of, [N, latent_dim_pi]; None for ``latent_pi``, as in SB3. A memory actor
-            gives what its MLP says alone: the noise grows with these latents, and what attention adds has no bounds
+        :param latent_sde: What gSDE multiplies with its noise matrix, [N, latent_dim_pi]; None for ``latent_pi``, as in SB3. A
+            memory actor gives the output of its MLP alone: noise grows with these latents, what attention adds is unbounded
         :param masks: True where an action is allowed, [N, mask_dim]
         :param offsets: What to add to logits or means, [N, n_parameters]
         :return: What the distributions of actions are made of
@@ -389,7 +389,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         assert encoded.critic is not None
         critic = self.critic_output(encoded.critic)
         values = critic.values  # [N, 1]
-        if critic.residual is not None and self.value_gate is not None:  # SB3's critic learns, from single steps as in PPO
+        if critic.residual is not None and self.value_gate is not None:  # gradients go to SB3's critic, unlike critic_output's
             features = self.extract_features(obs, self.vf_features_extractor)
             values = self.value_net(self.mlp_extractor.forward_critic(features)) + self.value_gate.gate * critic.residual
         return self.decide(obs, encoded.acting.squeezed(), masks, self.tilts)[0], values
@@ -534,12 +534,13 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def _sample(self, given: ActionParameters, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
         """:raises ValueError: If there is NaN or infinity: the actions would look valid, a memory would keep it"""
-        if not math.isfinite(given.parameters.detach().sum()):
+        actions, log_prob = self.distribution.sample(given, self.log_std_or_none, deterministic)
+        if not math.isfinite(log_prob.detach().sum()):  # logits may be -inf: a network's own way to forbid actions
             raise ValueError(
                 "The actor's output is not finite: check the observations for NaN or infinity (VecCheckNan of "
                 "Stable-Baselines3 tells where they come from)."
             )
-        return self.distribution.sample(given, self.log_std_or_none, deterministic)
+        return actions, log_prob
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False, action_masks: Any = None) -> th.Tensor:
         """
@@ -570,7 +571,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
         :param observation: One observation, or one per environment
         :param state: What the last call returned; None to start without a past
-        :param episode_start: Whether each observation is the first of its episode; None for no, or yes without a state
+        :param episode_start: Whether each observation is the first of its episode; None: none is. Without a state all are
         :param deterministic: Whether or not to return deterministic actions
         :param action_masks: True where an action is allowed, [N, mask_dim] or any shape with as many entries
         :return: the actions and the next state (an MLP actor: what was given)

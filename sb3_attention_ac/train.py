@@ -9,8 +9,10 @@ An entry without ``batch_size`` has the default in each.
 """
 
 import argparse
+import atexit
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -49,11 +51,20 @@ class RankExperimentManager(ExperimentManager):
 
 
 def _common_seed() -> int | None:
-    """:return: A seed for all processes, where the command line has none: RL Zoo would draw one in each"""
+    """
+    :return: A seed for all processes, where the command line has none: RL Zoo would draw one in each
+    :raises SystemExit: If the command is not for several processes
+    """
     parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--algo", default="ppo")  # RL Zoo's default
     parser.add_argument("--seed", type=int, default=-1)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     given, _ = parser.parse_known_args()
+    if given.algo != "aac":
+        sys.exit(f"--algo {given.algo} cannot train on several processes: each would train a part alone. Use --algo aac.")
+    if given.optimize_hyperparameters:
+        sys.exit("-optimize cannot run under torchrun: start several searches with one --storage and --study-name instead.")
     if given.seed >= 0:
         return None
     start(get_device(given.device))
@@ -67,8 +78,9 @@ def main() -> None:
         vars(rl_zoo3.train)["ExperimentManager"] = RankExperimentManager
         if (seed := _common_seed()) is not None:
             sys.argv += ["--seed", str(seed)]
-        if os.environ["RANK"] != "0":  # what it writes is nobody's business
-            folder = tempfile.mkdtemp()
+        if os.environ["RANK"] != "0":
+            folder = tempfile.mkdtemp()  # what it writes nobody reads
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
             sys.argv += ["--log-folder", folder, "--eval-freq", "-1", "--save-freq", "-1", "--tensorboard-log", ""]
             sys.argv = [argument for argument in sys.argv if argument not in ("-P", "--progress")]
             sys.stdout = open(os.devnull, "w")

@@ -73,10 +73,10 @@ def check_network(architecture: Architecture) -> None:
             f"dropout={given.dropout} was given with share_encoder=True, but a memory actor's encoder has no dropout (the "
             "policy that learns has to be the one that acted): use dropout=0, or share_encoder=False (a critic with dropout)."
         )
-    needs_attention = {"memory_actor": given.memory_actor, "attention_q": given.attention_q, "n_landmarks": given.n_landmarks}
-    for name, value in needs_attention.items():
+    for name in ("memory_actor", "attention_q", "n_landmarks", "age_input"):
+        value = getattr(given, name)
         if value and given.n_layers == 0:
-            raise ValueError(f"{name}={value} needs attention, but n_layers=0 was given: use n_layers of at least 1.")
+            raise ValueError(f"{name}={value!r} needs attention, but n_layers=0 was given: use n_layers of at least 1.")
     if given.attention_q and given.use_sde:
         raise ValueError("attention_q=True was given with use_sde=True, which it cannot tilt: use one of them.")
 
@@ -251,7 +251,8 @@ def check_shape(space: spaces.Space[Any], kind: str) -> None:
     wrapper = "FlattenObservation" if kind == "observation" else "TransformAction"
     wrap = f"wrap the environment to flatten it (gymnasium.wrappers.{wrapper})"
     name = type(space).__name__
-    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)) and len(space.shape) > 1:
+    one_axis = (spaces.MultiDiscrete, spaces.MultiBinary) if kind == "action" else spaces.MultiDiscrete
+    if isinstance(space, one_axis) and len(space.shape) > 1:
         raise ValueError(
             f"The {kind} space is {space}, with {len(space.shape)} dimensions; {name} spaces must have one: {wrap}."
         )

@@ -113,7 +113,13 @@ def leave(folder: Path, what: str) -> dict[str, Any]:
 
 def unequal(folder: Path, what: str) -> dict[str, Any]:
     distributed.start(th.device("cpu"))
-    make_model("mlp", 1 + distributed.rank()).learn(100)
+    rank = distributed.rank()
+    if what == "n_envs":
+        make_model("mlp", 1 + rank).learn(100)
+    elif what == "gamma":
+        make_model("mlp", 2, gamma=0.9 + 0.09 * rank).learn(100)
+    else:
+        make_model(["memory", "shared"][rank], 2).learn(100)
     return {}
 
 
@@ -127,6 +133,7 @@ def helpers(folder: Path, what: str) -> dict[str, Any]:
     if rank == 1:
         parameters[1].grad = th.tensor([4.0, 4.0])
     distributed.average_gradients(parameters)
+    sys.argv = ["train", "--algo", "aac"]
     return {
         "std_mean": distributed.std_mean(values),
         "gradients": [parameter.grad for parameter in parameters],

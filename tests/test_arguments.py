@@ -343,7 +343,6 @@ def test_discrete_actions_with_a_start(tmp_path, kind, space):
         (BOX, spaces.MultiDiscrete([[2, 3], [2, 2]]), r"(?s)action space is MultiDiscrete.*2 dimensions.*must have one"),
         (spaces.MultiDiscrete([[2, 3]]), spaces.Discrete(2), r"observation space is MultiDiscrete.*2 dimensions"),
         (BOX, spaces.MultiBinary([2, 2]), r"action space is MultiBinary.*2 dimensions"),
-        (spaces.MultiBinary([1, 2]), spaces.Discrete(2), r"observation space is MultiBinary.*2 dimensions"),
         (spaces.Discrete(3, start=1), spaces.Discrete(2), r"observation space Discrete\(3, start=1\) does not start at 0"),
         (spaces.MultiDiscrete([2, 2], start=[0, 3]), spaces.Discrete(2), r"does not start at 0.*subtract the start"),
         (spaces.Dict(a=BOX, b=spaces.Box(0.0, 1.0, ())), spaces.Discrete(2), r"single number"),
@@ -430,3 +429,15 @@ def test_the_default_batch_size_is_that_of_the_environments_at_hand(tmp_path):
     assert AAC.load(tmp_path / "model", env=many, batch_size=32).batch_size == 32
     AAC("MlpPolicy", random_env(), **kwargs, batch_size=16).save(tmp_path / "chosen")
     assert AAC.load(tmp_path / "chosen", env=many).batch_size == 16
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+@pytest.mark.parametrize("in_dict", [False, True])
+def test_truth_values_with_two_axes_are_observed(memory_actor, in_dict):
+    """PPO takes them too"""
+    space = spaces.MultiBinary([2, 3])
+    env = RandomEnv(spaces.Dict(a=space, b=BOX) if in_dict else space, spaces.Discrete(2))
+    policy_kwargs = {**TINY, "memory_actor": memory_actor}
+    model = AAC("MultiInputPolicy" if in_dict else "MlpPolicy", env, policy_kwargs=policy_kwargs, **SMALL)
+    model.learn(SMALL["n_steps"])
+    model.predict(env.reset()[0])

@@ -1,5 +1,6 @@
 """Comparison: everything around the runs, with made-up results."""
 
+import datetime
 import json
 import re
 import shutil
@@ -96,8 +97,8 @@ def test_differences_are_named_with_their_path() -> None:
     there = {"protocol": {"steps": 5, "device": "cpu"}, "hyperparams": {"gamma": 0.9}}
     asked = {"protocol": {"steps": 6, "device": "cpu"}, "hyperparams": {}}
     assert differences(there, asked) == [
-        "hyperparams.gamma is 0.9 there, 'not set' asked",
-        "protocol.steps is 5 there, 6 asked",
+        "hyperparams.gamma: 0.9 there, 'not set' requested",
+        "protocol.steps: 5 there, 6 requested",
     ]
 
 
@@ -107,7 +108,7 @@ def test_environment_with_own_steps() -> None:
     for given in ("A-v0=", "A-v0=1e5", "A-v0=-3"):
         with pytest.raises(CompareError, match="belongs a whole number of steps"):
             with_own_steps(given, PROTOCOL)
-    with pytest.raises(CompareError, match="steps is 0"):
+    with pytest.raises(CompareError, match="steps=0 was given"):
         with_own_steps("A-v0=0", PROTOCOL)
     with pytest.raises(CompareError, match="CartPole-v1 was given with 200 and with 300 steps"):
         plan([Variant("ppo", "ppo")], ["CartPole-v1=200", "CartPole-v1=300"], 1, PROTOCOL, "sb3")
@@ -120,7 +121,7 @@ def test_seeds_follow_the_first() -> None:
 
 @pytest.mark.parametrize("name", ["steps", "evaluations", "episodes"])
 def test_protocol_refuses_numbers_below_one(name: str) -> None:
-    with pytest.raises(CompareError, match=f"{name} is 0, it must be at least 1"):
+    with pytest.raises(CompareError, match=f"{name}=0 was given, but it must be at least 1"):
         Protocol(**{name: 0})
 
 
@@ -358,3 +359,23 @@ def test_no_browser_has_to_scroll_the_page(tmp_path: Path, width: int) -> None:
     ]
     shown = subprocess.run([*browser, page.as_uri()], capture_output=True, text=True, check=True, timeout=300).stdout
     assert f'data-widths="{width} {width}"' in shown
+
+
+def test_report_says_who_was_stopped(tmp_path: Path) -> None:
+    result = replace(make_result("good", "A", 0, (0.0, 1.0, 2.0)), steps=60)
+    page = write_report([result], (), REFERENCES, tmp_path, None).report.read_text()
+    assert "Unequal: good trained for 60 steps on A, 100 were asked for; it was stopped." in page
+
+
+@pytest.mark.parametrize("hyperparams", [{"env_kwargs": {"rewards": {0: 1.0, 1: 2.0}}}, {"start": datetime.date(2020, 1, 1)}])
+def test_hyperparameters_arrive_as_they_are_given(hyperparams: dict[str, Any]) -> None:
+    """JSON has no keys but texts, and no dates"""
+    job = Job("ppo", "ppo", "A", 0, hyperparams, PROTOCOL)
+    arrived = Job.from_dict(json.loads(json.dumps(job.to_dict())))
+    assert arrived == job and arrived.identity() == job.identity()
+
+
+@pytest.mark.parametrize("name", ["algos", "envs", "variants"])
+def test_a_name_is_no_list(name: str) -> None:
+    with pytest.raises(CompareError, match=rf"{name}='ppo' was given, but it must be a list: {name}=\['ppo'\]"):
+        compare(**{"algos": ["ppo"], "envs": ["CartPole-v1"], name: "ppo"})

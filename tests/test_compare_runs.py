@@ -44,10 +44,10 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     result = Result(job, (), 256, 1.0, 1.0, 1, {}, {})
     write_atomically(tmp_path / job.folder / "result.json", to_text(result))
     assert list(read_finished([job], tmp_path)) == [job.folder]
-    with pytest.raises(CompareError, match=r"other settings: hyperparams\.gamma is 0\.98 there, 0\.5 asked"):
+    with pytest.raises(CompareError, match=r"other settings: hyperparams\.gamma: 0\.98 there, 0\.5 requested"):
         read_finished([one_job(gamma=0.5)], tmp_path)
     longer = Protocol(steps=512, evaluations=2, episodes=2)
-    with pytest.raises(CompareError, match=r"protocol\.steps is 256 there, 512 asked"):
+    with pytest.raises(CompareError, match=r"protocol\.steps: 256 there, 512 requested"):
         read_finished([one_job("a2c", protocol=longer)], tmp_path)
     assert read_finished([one_job("a2c")], tmp_path) == {}
 

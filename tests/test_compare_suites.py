@@ -138,8 +138,8 @@ def test_a_variant_is_chosen_by_the_name_in_the_table(suite: Path, launched: lis
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "100000"], "--steps belongs into suite.yml"),  # the default of the command line, but not the suite's
-        (["--gym-packages", "popgym", "--stochastic"], "--gym-packages, --stochastic belongs into suite.yml"),
+        (["--steps", "100000"], "--steps must be set in suite.yml"),  # the default of the command line, but not the suite's
+        (["--gym-packages", "popgym", "--stochastic"], "--gym-packages, --stochastic must be set in suite.yml"),
         (["--envs", "Pendulum-v0"], "environment of the suite 'Pendulum-v0'; the closest known names are: Pendulum-v1"),
         (["--algos", "a2c"], "algorithm or variant of the suite 'a2c'"),
         (["--variants", "ladder"], "algorithm or variant of the suite 'ladder'"),
@@ -157,8 +157,8 @@ def test_what_a_suite_is_made_of_stands_in_its_file(
     ("text", "message"),
     [
         ("algo: [ppo]", "argument in .*'algo'; the closest known names are: algos"),
-        ("algos: ppo", "algos must be a list of texts, not 'ppo'"),
-        ("algos: [1]", r"algos must be a list of texts, not \[1\]"),
+        ("algos: ppo", "algos must be a list of strings, not 'ppo'"),
+        ("algos: [1]", r"algos must be a list of strings, not \[1\]"),
         ("seeds: many", "seeds must be int, not 'many'"),
         ("seeds: true", "seeds must be int, not True"),
         ("out: here", "argument in .*'out'"),
@@ -172,9 +172,9 @@ def test_wrong_suites_are_named(suite: Path, text: str, message: str) -> None:
 
 
 def test_files_of_a_suite_are_looked_for_in_its_folder(suite: Path) -> None:
-    (suite / "suite.yml").write_text("variants: [stack.yml, ladder]\nhyperparams: zoo")
+    (suite / "suite.yml").write_text("variants: [stack.yml, stack.yml:ppo-a, ladder]\nhyperparams: zoo")
     read = read_suite(suite)
-    assert read["variants"] == [str(suite / "stack.yml"), "ladder"]
+    assert read["variants"] == [str(suite / "stack.yml"), str(suite / "stack.yml:ppo-a"), "ladder"]
     assert read["hyperparams"] == "zoo"
     assert choose({"envs": ["A=5", "B"]}, {"envs": ["B", "A"]})["envs"] == ["B", "A=5"]
 
@@ -260,7 +260,7 @@ def test_steps_of_a_suite_stand_in_its_file() -> None:
     suite = {"envs": ["CartPole-v1=600", "Pendulum-v1"]}
     assert choose(suite, {"envs": ["CartPole-v1"]})["envs"] == choose(suite, {"envs": ["CartPole-v1=600"]})["envs"]
     for entry in ("CartPole-v1=50", "Pendulum-v1=50"):
-        with pytest.raises(CompareError, match=r"--envs has .*=50, and the suite .*: steps belong into suite\.yml"):
+        with pytest.raises(CompareError, match=r"--envs has .*=50, and the suite .*: set steps in suite\.yml"):
             choose(suite, {"envs": [entry]})
 
 
@@ -395,6 +395,15 @@ def test_pairs_have_their_probability_of_improvement(tmp_path: Path, monkeypatch
     text = (pages(monkeypatch, tmp_path) / "games.md").read_text()
     assert "| b above a | **1.00 [1.00, 1.00]** | **1.00 [1.00, 1.00]** |" in text
     assert "| a above b | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] |" in text and "5 seeds each" in text
+
+
+def test_a_run_that_diverged_counts_as_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "games").mkdir()
+    rows = [f"a,A,{seed},1" for seed in range(5)] + [f"b,A,{seed},{'' if seed else 2}" for seed in range(5)]
+    (tmp_path / "games" / "results.csv").write_text("algorithm,environment,seed,final\n" + "\n".join(rows))
+    (tmp_path / "games" / "pairs.csv").write_text("algorithm,other\nb,a\na,c\n")
+    text = (pages(monkeypatch, tmp_path) / "games.md").read_text()
+    assert "| b above a | 0.60 [" in text and "a above c" not in text  # one above, four ties
 
 
 def test_published_numbers_stand_beside_the_best_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_verdict_says_when_the_highest_score_loses_more_often() -> None:
 
 def test_verdict_claims_nothing_it_cannot() -> None:
     head = judge([*ends("one", 10, 11, 12, 10, 11.5), *ends("two", 10, 11, 12, 10, 11)])[0]
-    assert head.startswith("No clear winner: one has the highest score, but these runs do not separate it from two.")
+    assert head.startswith("No clear winner: one has the highest score, but these runs do not distinguish it from two.")
 
 
 # ---- equal scores
@@ -231,11 +231,11 @@ def test_verdict_says_what_intervals_do_not_cover() -> None:
     (sentence,) = [s for s in judge(make_results()) if s.startswith("Each interval")]
     assert sentence == (
         "Each interval stands for itself: it says what other seeds would give on these 2 environments, not what others would. "
-        "Who looks at 2 environments one by one should expect one interval in 20 to miss."
+        "Across 2 environments one by one, expect about one interval in 20 to miss."
     )
     third = [replace(r, job=replace(r.job, variant="third")) for r in make_results() if r.job.variant == "poor"]
     (sentence,) = [s for s in judge([*make_results(), *third]) if s.startswith("Each interval")]
-    assert "Who looks at 3 pairs of algorithms and 2 environments one by one" in sentence
+    assert "Across 3 pairs of algorithms and 2 environments one by one" in sentence
     alone = judge([r for r in make_results() if r.job.env == "A"])
     assert (
         "Each interval stands for itself: it says what other seeds would give on this environment, not what others would."

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback,
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_attention_ac import AAC, distributed
+from sb3_attention_ac.train import _common_seed
 
 pytestmark = pytest.mark.slow
 
@@ -142,9 +143,27 @@ def test_parameters_that_differ_are_noticed(tmp_path):
     assert done.returncode != 0 and "The parameters of ranks 0 to 1 are no longer the same" in done.stderr
 
 
-def test_processes_have_to_have_the_same_sizes(tmp_path):
-    done = torchrun(tmp_path, "unequal")
-    assert done.returncode != 0 and "n_envs is [1, 2] on ranks 0 to 1" in done.stderr
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("n_envs", "n_envs is [1, 2] on ranks 0 to 1"),
+        ("gamma", "gamma is [0.9, 0.99] on ranks 0 to 1"),
+        ("network", "The networks differ: "),
+    ],
+)
+def test_processes_have_to_have_the_same_settings(tmp_path, what, message):
+    done = torchrun(tmp_path, "unequal", what)
+    assert done.returncode != 0 and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--algo", "ppo"], "--algo ppo cannot train"), ([], "--algo ppo cannot"), (["--algo", "aac", "-optimize"], "-optimize")],
+)
+def test_what_several_processes_cannot_do_is_refused(monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["train", "--env", "CartPole-v1", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        _common_seed()
 
 
 def test_merged_statistics_are_those_of_everything_seen(monkeypatch):

@@ -80,7 +80,7 @@ def test_a_picture_shows_one_agent_that_moves(env_id):
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_success_is_reported_where_sb3_reads_it(env_id):
-    env = make_vec_env(env_id, n_envs=2, seed=0, env_kwargs={"corridor_length": 3})
+    env = make_vec_env(env_id, n_envs=2, seed=0, env_kwargs={"corridor_length": 4})
     env.reset()
     done = np.array([False])
     while not done.any():
@@ -265,7 +265,7 @@ def grid_optimum(length, env):
     return act
 
 
-@pytest.mark.parametrize("length", [3, 8, 64])
+@pytest.mark.parametrize("length", [4, 8, 64])
 def test_grid_who_remembers_the_colour_succeeds(length):
     env = GridTMaze(length)
     seen = set()

@@ -93,6 +93,10 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"policy_kwargs": {"n_layers": -1}}, ["n_layers=-1", "at least 0"]),
         ({"policy_kwargs": {"dropout": 1.0}}, ["dropout=1.0", "[0, 1)"]),
         ({"policy_kwargs": {"n_layers": 0, "memory_actor": True}}, ["memory_actor=True", "n_layers=0"]),
+        (
+            {"policy_kwargs": {"n_layers": 0, "age_input": "sinusoidal"}},
+            ["age_input='sinusoidal' needs attention", "n_layers=0"],
+        ),
         ({"policy_kwargs": {"n_layers": 0}, "aux_loss": "value"}, ["aux_loss", "n_layers=0"]),
     ],
     ids=str,

@@ -275,3 +275,17 @@ def test_predict_without_masks_after_training_with_some_warns(tmp_path):
     loaded = AAC.load(tmp_path / "agent")
     with pytest.warns(UserWarning, match="trained with action masks, and predict.* got none.*get_action_masks"):
         loaded.predict(np.zeros(3, np.float32))
+
+
+def test_an_attribute_of_that_name_is_no_mask():
+    """PPO takes no notice of it"""
+
+    class Attribute(Guarded):
+        action_masks = np.ones(5, dtype=bool)
+
+        def step(self, action):
+            return self._next(), 0.0, False, False, {}
+
+    model = AAC("MlpPolicy", DummyVecEnv([Attribute]), **SMALL)
+    model.learn(SMALL["n_steps"])
+    assert model.use_masking is False and model.rollout_buffer.action_masks is None

@@ -182,3 +182,39 @@ def test_a_new_start_forgets_the_episode_that_was_left():
     new = observations[:, 0, 1] == 1
     assert new.sum() == 10 and set(ids[new, 0]).isdisjoint(ids[~new, 0])
     np.testing.assert_array_equal(ages[new, 0], np.arange(10))
+
+
+class Change(BaseCallback):
+    """Changes what was collected: arrays in place, or by others"""
+
+    def __init__(self, in_place: bool):
+        super().__init__()
+        self.in_place = in_place
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.rollout_buffer
+        for name, value in (
+            ("observations", 7.0),
+            ("actions", 1.0),
+            ("advantages", 0.5),
+            ("log_probs", -9.0),
+            ("returns", 3.0),
+        ):
+            array = getattr(buffer, name)
+            if self.in_place:
+                array[:] = value
+            else:
+                setattr(buffer, name, np.full_like(array, value))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("options", [{}, {"memory_actor": True}, {"attention_q": True}], ids=str)
+def test_what_a_callback_changes_at_the_end_of_a_rollout_is_learned_from(options, in_place):
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, **options}, **SMALL)
+    model.learn(SMALL["n_steps"], callback=Change(in_place))
+    for batch in model.rollout_buffer.get_transitions(None):
+        assert (batch.observations == 7).all() and (batch.actions == 1).all()
+        assert (batch.advantages == 0.5).all() and (batch.old_log_prob == -9).all() and (batch.returns == 3).all()

@@ -93,3 +93,17 @@ def test_what_is_not_finite_leaves_the_running_statistics_finite(bad):
     other = TargetNormalizer(2)
     other(x)
     assert th.equal(other.running_mean, normalizer.running_mean)
+
+
+@pytest.mark.parametrize("large", [1e20, 3e38])
+def test_a_square_that_overflows_does_not_stay(large):
+    """Its loss is not finite, and training stops there; what is kept is as good as the parameters"""
+    normalizer = TargetNormalizer(2)
+    x = targets()
+    normalizer(x)
+    before = normalizer.running_mean.clone(), normalizer.running_var.clone()
+    x[1, 2, 0] = large
+    normalizer(x)
+    assert normalizer.running_mean[0] == before[0][0] and normalizer.running_var[0] == before[1][0]
+    assert normalizer.running_mean[1] != before[0][1]  # the other column goes on
+    th.testing.assert_close(normalizer(targets(1)).std((0, 1), correction=0), th.ones(2), atol=1e-3, rtol=0)

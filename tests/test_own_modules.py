@@ -512,3 +512,22 @@ def test_hooks_of_a_dict_extractor_are_seen():
     extractor.register_forward_hook(lambda module, inputs, output: (seen.append(len(output)), 2 * output)[1])
     check_alike(model)
     assert seen.count(1) >= 20  # each step of acting
+
+
+class Forbidding(th.nn.Linear):
+    """A head's own way to forbid actions"""
+
+    def forward(self, input):
+        return super().forward(input).index_fill(-1, th.tensor([1]), -th.inf)
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_a_head_may_forbid_actions(memory_actor):
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": memory_actor}, **SMALL)
+    model.policy.action_net.__class__ = Forbidding
+    model.learn(2 * SMALL["n_steps"])
+    assert not (model.rollout_buffer.actions == 1).any()
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+    model.policy.action_net.bias.data[0] = th.nan
+    with pytest.raises(ValueError, match="The actor's output is not finite"):
+        model.predict(np.zeros((1, 3), dtype=np.float32))

@@ -11,6 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from test_run import ACTION_SPACES, SMALL, TINY, random_env
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.acting import StateUse
 from sb3_attention_ac.networks.kv_cache import KVCache
 
 SHORT_CHUNKS = {**SMALL, "rollout_buffer_kwargs": {"chunk_length": 5}}  # a cache is made anew every five steps
@@ -156,3 +157,27 @@ def test_who_passes_both_is_not_warned(other_model, first):
         many_calls(other_model, [first, *np.zeros((99, 3), dtype=bool)])
         many_calls(other_model, np.ones((100, 3), dtype=bool), restart_at=range(100))
         many_calls(other_model, [None] * 100, restart_at=range(0, 100, 10))
+
+
+def test_a_state_is_that_of_its_call_whoever_calls_meanwhile(other_model):
+    """Two threads may ask one model"""
+    policy = other_model.policy
+    mine, others = (policy.stepped_network().empty(2) for _ in range(2))
+    mine.age.fill_(5.0)
+
+    class Interrupted(StateUse):
+        interrupted = False
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if hasattr(self, "without_start") and not Interrupted.interrupted:  # another thread, after any assignment
+                Interrupted.interrupted = True
+                self.returned(others)
+
+    for _ in range(2):
+        use = Interrupted()
+        Interrupted.interrupted = False
+        state = use.returned(mine)
+        assert state[KVCache._fields.index("age")].tolist() == [5.0, 5.0]
+        found = use.cache_of(state, 2)
+        assert found is None or found.age.tolist() == [5.0, 5.0]

@@ -2,7 +2,7 @@
 Next-step prediction: from the encoder's hidden state at a step and the action to be taken, the next reward and observation.
 
 It teaches the encoder that the actor reads (a memory actor's, else the critic's) what to look up. It reads the hidden state
-itself and the present step, not an MLP's latent: that would have to serve prediction as well as action or value. Unlike the
+itself and the current step, not an MLP's latent: that would have to serve prediction as well as action or value. Unlike the
 masked prediction it looks at the past alone (causal mask), so that it can be asked while acting.
 """
 

@@ -28,7 +28,7 @@ class PastRollout(NamedTuple):
 def trajectory_recency(episode_ids: np.ndarray) -> tuple[np.ndarray, int]:
     """
     Number the trajectories of a rollout from the one that ended last. A trajectory is a stretch of one episode inside one
-    rollout: it runs to a terminal state or to the rollout's end (t_max).
+    rollout: it runs to a terminal state or to the rollout's end.
 
     :param episode_ids: [n_steps, n_envs], not decreasing along the steps
     :return: the number of each step's trajectory, 0 for the latest, [n_steps, n_envs], and how many trajectories there are

@@ -10,7 +10,7 @@ def check() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"sb3_attention_ac.compare needs {', '.join(missing)}, which the plain installation does not bring: "
+            f"sb3_attention_ac.compare needs {', '.join(missing)}, which a plain install does not include: "
             "pip install '.[compare]' in the checkout"
         )
 

@@ -63,6 +63,9 @@ def compare(
     :raises CompareError: If something asked for is impossible, or no run has finished
     """
     protocol = protocol or Protocol()
+    for name, given in (("algos", algos), ("envs", envs), ("variants", variants)):
+        if isinstance(given, str):
+            raise CompareError(f"{name}={given!r} was given, but it must be a list: {name}=[{given!r}].")
     if n_jobs == 0:
         raise CompareError("n_jobs=0 was given: use at least 1, -1 for one per processor, or leave it out.")
     if seconds is not None and not 0 <= seconds < math.inf:

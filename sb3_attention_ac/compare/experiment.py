@@ -80,6 +80,14 @@ def _check_observations(space: Space[Any], algo: str, env: str) -> None:
         ) from error
 
 
+def _task(name: Any) -> Any:
+    """:return: Namespace and name of an environment, without its version; what is none (an anchor of YAML) as it is"""
+    try:
+        return parse_env_id(name)[:2]
+    except (gym.error.Error, TypeError):
+        return name
+
+
 def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
     config = None  # RL Zoo's own file
     zoo_name = algo.removeprefix("maskable_")  # MaskablePPO takes PPO's values; RL Zoo has no file for it
@@ -95,7 +103,7 @@ def _read_file(algo: str, env: str, source: str) -> dict[str, Any]:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it read
             manager = ExperimentManager(Namespace(), zoo_name, env, log_folder="", config=config)
             entries = read_mapping(Path(manager.config), "environments to hyperparameters")
-            versions = [name for name in entries if parse_env_id(name)[:2] == parse_env_id(env)[:2]]
+            versions = [name for name in entries if _task(name) == _task(env)]
             entry = env if env in entries or not versions else versions[0]
             for name in (entry, "atari", "default"):  # one of these is taken
                 if not isinstance(entries.get(name, {}), dict):
@@ -189,7 +197,7 @@ def build(job: Job, folder: Path) -> tuple[RecordingManager, BaseAlgorithm, Eval
     known_algorithms()
     config, hyperparams = folder / "hyperparams.yml", dict(job.hyperparams)
     vec_env = hyperparams.pop("vec_env", VEC_ENVS[0])  # RL Zoo does not know it
-    write_atomically(config, yaml.safe_dump({job.env: hyperparams}))
+    write_atomically(config, yaml.safe_dump({job.env: hyperparams}, sort_keys=False))  # a mapping's order may mean something
     manager = RecordingManager(
         Namespace(**job.to_dict()),
         job.algo,

@@ -31,7 +31,7 @@ def plan(
     :raises CompareError: If an environment is not known or given with two numbers of steps, or a number is not in its range
     """
     if seeds < 1:
-        raise CompareError(f"seeds is {seeds}, it must be at least 1.")
+        raise CompareError(f"seeds={seeds} was given, but it must be at least 1.")
     if not 0 <= first_seed <= protocol.evaluation_seed - seeds:
         raise CompareError(
             f"first_seed is {first_seed}; with {seeds} seeds it must be from 0 to {protocol.evaluation_seed - seeds}, as "

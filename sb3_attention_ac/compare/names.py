@@ -125,8 +125,8 @@ def check_environment(env: str, hyperparams: Mapping[str, Any] = {}) -> Shown:
         raise CompareError(f"The environment {env!r} needs a package that is not installed: {error}") from error
     except Exception as error:
         raise CompareError(
-            f"The environment {env!r} cannot be made: {type(error).__name__}: {error}. Set its arguments and wrappers "
-            "in its entry, as `env_kwargs` (a mapping) and `env_wrapper`, see --hyperparams and --variants."
+            f"The environment {env!r} cannot be made: {type(error).__name__}: {error}. If its arguments or wrappers are "
+            "missing, set `env_kwargs` (a mapping) and `env_wrapper` in its entry, see --hyperparams and --variants."
         ) from error
     shown = Shown(space, forbids_actions(instance))
     made.close()

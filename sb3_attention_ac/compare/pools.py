@@ -32,8 +32,8 @@ def check_vec_env(hyperparams: Mapping[str, Any], where: str) -> None:
         given = hyperparams.get(name)
         if vec_env == "envpool" and given and given not in (MINIGRID_VIEW, [MINIGRID_VIEW]):
             raise CompareError(
-                f"vec_env is 'envpool' for {where}, and {name} is {given!r}, which a pool knows nothing of: leave one of "
-                f"them out. The only wrapper it can do without is {MINIGRID_VIEW}."
+                f"vec_env is 'envpool' for {where}, which ignores {name}={given!r}: training would differ from evaluation. "
+                f"Leave one of them out. The only wrapper that EnvPool's environments can have is {MINIGRID_VIEW}."
             )
 
 
@@ -87,7 +87,7 @@ def make_pool(env_id: str, make_envs: Sequence[Callable[[], gym.Env[Any, Any]]],
     try:
         pool = RecordedPool(env_id, **options)
     except (ImportError, AssertionError) as error:
-        raise CompareError(f"vec_env is 'envpool', but {env_id} cannot be made of it: {error}") from error
+        raise CompareError(f"vec_env is 'envpool', but EnvPool cannot make {env_id}: {error}. Leave vec_env out.") from error
     parts = getattr(pool.observation_space, "spaces", {})
     if "image" in parts and space.shape == (math.prod(parts["image"].shape),):
         pool.close()
@@ -95,8 +95,8 @@ def make_pool(env_id: str, make_envs: Sequence[Callable[[], gym.Env[Any, Any]]],
     if (pool.observation_space, pool.action_space) != (space, action_space):
         pool.close()
         raise CompareError(
-            f"vec_env is 'envpool', but its {env_id} has observations {pool.observation_space} and actions "
-            f"{pool.action_space}, and Gymnasium's with the wrappers of this entry {space} and {action_space}: "
-            "leave vec_env out."
+            f"vec_env is 'envpool', but its {env_id} has other spaces than Gymnasium's with the wrappers of this entry: "
+            f"observations {pool.observation_space} and {space}, actions {pool.action_space} and {action_space}. "
+            "Leave vec_env out."
         )
     return pool

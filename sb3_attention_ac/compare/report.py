@@ -113,14 +113,17 @@ def _excess(runs: pd.DataFrame, asked: Mapping[str, int]) -> list[str]:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
     :param asked: Training steps asked for on each environment
-    :return: Where whole rollouts made training notably longer
+    :return: Where whole rollouts made training notably longer, or a callback of the entry shorter
     """
     steps_asked = runs["environment"].map(asked)
-    longer = runs.assign(asked=steps_asked)[runs["steps"] > 1.05 * steps_asked].drop_duplicates(["algorithm", "environment"])
+    longer = runs["steps"] > 1.05 * steps_asked
+    shorter = (runs["steps"] < steps_asked) & ~runs["diverged"]
+    why = longer.map({True: "it collects whole rollouts. Take more steps, or smaller rollouts.", False: "it was stopped."})
+    unequal = runs.assign(asked=steps_asked, why=why)[longer | shorter].drop_duplicates(["algorithm", "environment"])
     return [
-        f"Unequal: {row.algorithm} trained for {row.steps:,} steps on {row.environment}, {row.asked:,} were asked for; it "
-        "collects whole rollouts. Take more steps, or smaller rollouts."
-        for row in longer.itertuples()
+        f"Unequal: {row.algorithm} trained for {row.steps:,} steps on {row.environment}, {row.asked:,} were asked for; "
+        f"{row.why}"
+        for row in unequal.itertuples()
     ]
 
 

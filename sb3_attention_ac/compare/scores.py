@@ -44,7 +44,7 @@ def load_references(path: Path | None = None) -> dict[str, Reference]:
             except (KeyError, TypeError, ValueError) as error:
                 raise CompareError(f"{file} must map {purpose}; at {env!r} it has {entry!r}.") from error
             if not reference.random < reference.good < math.inf:  # NaN neither
-                raise CompareError(f"{file}: good must be a finite return above random, at {env!r} it has {entry!r}.")
+                raise CompareError(f"{file}: good must be a finite return above random; {env!r} has {entry!r}.")
             references[env] = reference
     return references
 
@@ -74,7 +74,16 @@ def normalize(scores: pd.Series, environments: pd.Series, references: Mapping[st
     low = environments.map(lambda env: references[env].random).astype(float)
     span = environments.map(lambda env: references[env].good).astype(float) - low
     normalized = ((scores - low) / span).where((span != 0) | scores.isna(), 0.0)
-    return normalized.fillna(normalized.groupby(environments).transform("min").clip(upper=0).fillna(0))
+    return normalized.fillna(lowest(normalized, environments).clip(upper=0).fillna(0))
+
+
+def lowest(scores: pd.Series, environments: pd.Series) -> pd.Series:
+    """
+    :param scores: Of runs, NaN where one has diverged
+    :param environments: Environment of each
+    :return: The lowest score of its environment for each, which is what a run that diverged counts as
+    """
+    return scores.groupby(environments).transform("min")
 
 
 def observed(references: Mapping[str, Reference]) -> list[str]:

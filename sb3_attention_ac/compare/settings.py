@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sb3_attention_ac.compare.errors import CompareError
 
 
@@ -34,7 +36,7 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("steps", "evaluations", "episodes"):
             if getattr(self, name) < 1:
-                raise CompareError(f"{name} is {getattr(self, name)}, it must be at least 1.")
+                raise CompareError(f"{name}={getattr(self, name)} was given, but it must be at least 1.")
 
 
 def with_own_steps(env: str, protocol: Protocol) -> tuple[str, Protocol]:
@@ -98,9 +100,13 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """
-        :return: The job as JSON would give it back (lists for tuples)
+        :return: The job as JSON would give it back (lists for tuples); hyperparameters that JSON would change (keys that are
+            numbers, dates) as YAML
         """
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        values = asdict(self)
+        if not _is_json(values["hyperparams"]):
+            values["hyperparams"] = yaml.safe_dump(values["hyperparams"], sort_keys=False)
+        plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
     def identity(self) -> dict[str, Any]:
@@ -117,9 +123,19 @@ class Job:
         :param values: What :meth:`to_dict` returned
         :return: The same job
         """
-        protocol = dict(values["protocol"])
+        protocol, hyperparams = dict(values["protocol"]), values["hyperparams"]
         protocol["gym_packages"] = tuple(protocol["gym_packages"])
-        return cls(**{**values, "protocol": Protocol(**protocol)})
+        hyperparams = yaml.safe_load(hyperparams) if isinstance(hyperparams, str) else hyperparams
+        return cls(**{**values, "hyperparams": hyperparams, "protocol": Protocol(**protocol)})
+
+
+def _is_json(value: Any) -> bool:
+    """:return: Whether JSON gives back the same, but for tuples"""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(part) for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (str, bool, int, float))
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
@@ -135,5 +151,5 @@ def differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") 
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} is {old!r} there, {new!r} asked")
+            found.append(f"{prefix}{key}: {old!r} there, {new!r} requested")
     return found

@@ -59,11 +59,12 @@ def read_suite(folder: Path) -> dict[str, Any]:
         wanted = ARGUMENTS[name]
         texts = value if wanted is list else []
         if type(value) is not wanted or not all(isinstance(text, str) for text in texts):
-            kind = "a list of texts" if wanted is list else wanted.__name__
+            kind = "a list of strings" if wanted is list else wanted.__name__
             raise CompareError(f"{path}: {name} must be {kind}, not {value!r}.")
 
     def in_folder(name: str) -> str:
-        return str(folder / name) if (folder / name).exists() else name
+        file = name if (folder / name).exists() else name.rpartition(":")[0] or name  # file:variant
+        return str(folder / name) if (folder / file).exists() else name
 
     given["variants"] = [in_folder(name) for name in given.get("variants", [])]
     given["hyperparams"] = in_folder(given.get("hyperparams", "."))
@@ -79,7 +80,7 @@ def choose(suite: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any
     :raises CompareError: If something else is given, or what is not in the suite
     """
     if fixed := sorted(chosen.keys() & (ARGUMENTS.keys() - set(CHOICES))):
-        raise CompareError(f"{_flags(fixed)} belongs into suite.yml; beside --suite, {_flags(CHOICES)} choose a part of it.")
+        raise CompareError(f"{_flags(fixed)} must be set in suite.yml. With --suite, only {_flags(CHOICES)} may be given.")
     part = {**suite, **chosen}
     if wanted := [*chosen.get("algos", []), *chosen.get("variants", [])]:
         entries = {algo: ("algos", algo) for algo in suite.get("algos", [])}
@@ -92,7 +93,7 @@ def choose(suite: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any
         envs = {_name(entry): entry for entry in suite.get("envs", [])}
         part["envs"] = [_known(env, envs, "environment of the suite") for env in chosen["envs"]]
         if other := [entry for entry, own in zip(chosen["envs"], part["envs"], strict=True) if "=" in entry and entry != own]:
-            raise CompareError(f"--envs has {other[0]}, and the suite {envs[_name(other[0])]}: steps belong into suite.yml.")
+            raise CompareError(f"--envs has {other[0]}, and the suite {envs[_name(other[0])]}: set steps in suite.yml.")
     return part
 
 

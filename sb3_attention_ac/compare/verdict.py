@@ -104,7 +104,7 @@ def _head(ranking: pd.DataFrame, pairs: pd.DataFrame) -> str:
         close = [other for other in others if row["low"] <= ranking.loc[other, "high"]]
         margin = f", but not by much: the intervals of its score and of {_possessive(close)} overlap" if close else ""
         return f"{best} wins{margin}."
-    doubts = [f"these runs do not separate it from {_names(unsure)}"] if unsure else []
+    doubts = [f"these runs do not distinguish it from {_names(unsure)}"] if unsure else []
     doubts += [f"{_seeds(ranking.loc[few])} of {_names(few)} cannot tell (take at least {FEW_SEEDS})"] if few else []
     head = f"{claim}; it beats {_names(sure)}" if sure else f"No clear winner: {claim}"
     return f"{head}, but {', and '.join(doubts)}."
@@ -128,7 +128,7 @@ def _reach(environments: int, pairs: int) -> str:
     where = f"these {environments} environments" if environments > 1 else "this environment"
     several = [f"{pairs} pairs of algorithms"] if pairs > 1 else []
     several += [f"{environments} environments one by one"] if environments > 1 else []
-    many = f" Who looks at {' and '.join(several)} should expect one interval in 20 to miss." if several else ""
+    many = f" Across {' and '.join(several)}, expect about one interval in 20 to miss." if several else ""
     return f"Each interval stands for itself: it says what other seeds would give on {where}, not what others would.{many}"
 
 

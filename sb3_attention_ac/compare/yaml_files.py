@@ -54,6 +54,6 @@ def _refuse_twice(node: yaml.Node | None, seen: set[int]) -> None:
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
             if (key.tag, key.value) in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             keys.add((key.tag, key.value))
         _refuse_twice(value, seen)

@@ -37,7 +37,7 @@ class GridTMaze(base.Maze):
       ``info["is_success"]`` then tells if the colour was the matching one.
     - Random actions need thousands of steps for one episode: with a corridor of 64 this tests exploration too.
 
-    :param corridor_length: Number of cells of the corridor, C and the junction among them, at least 3; the source has 8 to
+    :param corridor_length: Number of cells of the corridor, C and the junction among them, at least 4; the source has 8 to
         1024, and 64 in its example
     :param max_steps: Steps until an episode is cut off; None: as above
     :param render_mode: None or "rgb_array"
@@ -46,8 +46,11 @@ class GridTMaze(base.Maze):
 
     def __init__(self, corridor_length: int = 64, max_steps: int | None = None, render_mode: str | None = None):
         super().__init__(render_mode)
-        if corridor_length < 3:
-            raise ValueError(f"corridor_length={corridor_length}: must be at least 3, or the cue is seen from the junction.")
+        if corridor_length < 4:
+            raise ValueError(
+                f"corridor_length={corridor_length} was given, but it must be at least 4: else the cue is seen from the "
+                "junction."
+            )
         self.corridor_length = corridor_length
         self.max_steps = 5 * (corridor_length + 2) ** 2 if max_steps is None else max_steps
         self.observation_space = spaces.Box(0.0, 1.0, (9 * len(TILES),), dtype=np.float32)

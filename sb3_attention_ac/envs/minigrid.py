@@ -10,6 +10,7 @@ MiniGrid's view for SB3: a wrapper and the network that reads it. In RL Zoo's fo
 For PPO with eight frames add ``frame_stack: 8``, and to ``policy_kwargs`` ``features_extractor_kwargs=dict(n_frames=8)``.
 """
 
+import warnings
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -106,6 +107,12 @@ class MiniGridOneHot(BaseFeaturesExtractor):
             raise ValueError(
                 f"MiniGridOneHot reads MiniGridView's observation, n_frames={n_frames} square views, not {observation_space}: "
                 "wrap the environment in MiniGridView (env_wrapper in RL Zoo), and set n_frames to the frames stacked."
+            )
+        if n_frames == 1 and self.width > 7 and self.width % 7 == 0:  # as wide as 4, 9, ... of the usual views
+            warnings.warn(
+                f"MiniGridOneHot takes {observation_space} for one view of {self.width} x {self.width} cells. If frames are "
+                f"stacked, pass features_extractor_kwargs=dict(n_frames={(self.width // 7) ** 2}).",
+                stacklevel=2,
             )
         self.n_frames = n_frames
         self.offsets: th.Tensor

@@ -50,7 +50,7 @@ class PassiveTMaze(Maze):
     ):
         super().__init__(render_mode)
         if corridor_length < 1:
-            raise ValueError(f"corridor_length={corridor_length}: the corridor needs at least 1 step.")
+            raise ValueError(f"corridor_length={corridor_length} was given, but it must be at least 1.")
         if penalty is not None and penalty > 0:
             raise ValueError(f"penalty={penalty}: it is added to the reward as it is, so it has to be 0 or negative.")
         self.corridor_length = corridor_length

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_attention_ac.type_aliases import ActionParameters
 
@@ -154,7 +155,7 @@ class StateDependentNoise:
     """
     gSDE (Raffin et al. 2022, https://arxiv.org/abs/2005.05719): the noise is a function of the state and held for some steps.
 
-    :param noise: SB3's distribution, which holds the present noise
+    :param noise: SB3's distribution, which holds the current noise
     """
 
     def __init__(self, noise: StateDependentNoiseDistribution):
@@ -226,9 +227,12 @@ def as_sb3_distribution(
 def forbids_actions(env: GymEnv) -> bool:
     """
     :param env: Parallel environments, or a single one
-    :return: Whether they provide action masks; with continuous actions, a method of that name is taken for something else
+    :return: Whether they provide action masks: a method; with continuous actions, one of that name is something else
     """
-    return is_masking_supported(env) and not isinstance(env.action_space, spaces.Box)
+    if not is_masking_supported(env) or isinstance(env.action_space, spaces.Box):
+        return False
+    single = getattr(env.unwrapped, "envs", [None])[0] if isinstance(env, VecEnv) else env
+    return single is None or callable(single.get_wrapper_attr("action_masks"))  # None: in another process
 
 
 def check_masks(masks: object, distribution: ActionDistribution, n: int, device: th.device) -> th.Tensor:

@@ -197,7 +197,7 @@ class IncrementalEncoder:
         self.prefill(cache, rows)
 
     def _choose_landmarks(self, cache: KVCache, rows: Rows) -> None:
-        """From the present ones and the steps that leave the context, as the rollout buffer does"""
+        """From the current ones and the steps that leave the context, as the rollout buffer does"""
         k, end = self.n_landmarks, self.n_slots - self.n_context
         slots = self._slots[k:end]
         ages = cache.age[rows].unsqueeze(1) - (self.n_slots - slots)  # [M, n_leaving]

@@ -73,7 +73,7 @@ class AgeEncoder:
       count is a mean times a number of steps, so that number has to be an input
     - "sinusoidal": these, and the sinusoidal position encoding (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762) of
       that number. Rotary embedding tells how far back a step is, this tells which step of the episode it is: with it a query
-      finds the n-th step, or one whose distance depends on the present one, by a linear map
+      finds the n-th step, or one whose distance depends on the current one, by a linear map
 
     :param age_input: False to encode nothing
     """
