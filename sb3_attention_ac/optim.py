@@ -35,8 +35,9 @@ class _Collected(NamedTuple):
 class QuickAdam:
     """
     The steps that an optimizer takes in one update. For PyTorch's fused Adam, to the last bit, but what ``step()`` collects
-    anew each time is collected once: with a memory actor's 41 parameter tensors a step takes a third of the time. All else is
-    left to the optimizer: another one, Adam that is not fused, amsgrad, hooks, and gradients of a GradScaler.
+    anew each time is collected once: a step takes a third of the time, a whole run with the default settings on CartPole-v1 a
+    sixth less. All else is left to the optimizer: another one, Adam that is not fused, amsgrad, hooks, and gradients of a
+    GradScaler.
 
     :param optimizer: The optimizer, whose state nobody else changes during the update
     """

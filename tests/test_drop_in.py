@@ -208,3 +208,14 @@ def test_sb3s_distribution_takes_the_actions_of_forward(space, memory_actor):
     with th.no_grad():
         actions, _, log_prob = policy(obs)
         th.testing.assert_close(policy.get_distribution(obs).log_prob(actions), log_prob)
+
+
+@pytest.mark.parametrize("policy_kwargs", [{}, {"memory_actor": True, "local_window": 1}], ids=str)
+def test_a_ppo_model_is_a_start(policy_kwargs):
+    ppo = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, n_epochs=1, seed=0).learn(32)
+    model = AAC("MlpPolicy", "CartPole-v1", policy_kwargs=policy_kwargs)
+    assert not model.policy.load_state_dict(ppo.policy.state_dict(), strict=False).unexpected_keys
+    obs = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], ppo.predict(obs, deterministic=True)[0])
+    values = [m.policy.predict_values(th.as_tensor(obs)) for m in (model, ppo)]
+    th.testing.assert_close(*values)
