@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from sb3_attention_ac.compare.episodes import Episode
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.envs.envpool import EnvPoolVecEnv, minigrid_view
+from sb3_attention_ac.networks.distributions import forbids_actions
 
 VEC_ENVS = ("gymnasium", "envpool")
 MINIGRID_VIEW = "sb3_attention_ac.envs.minigrid.MiniGridView"
@@ -79,7 +80,7 @@ def make_pool(env_id: str, make_envs: Sequence[Callable[[], gym.Env[Any, Any]]],
     """
     example = make_envs[0]()
     space, action_space = example.observation_space, example.action_space
-    has_masks = example.has_wrapper_attr("action_masks")
+    has_masks = forbids_actions(example)
     example.close()
     if has_masks:
         raise CompareError(f"vec_env is 'envpool', but {env_id} has action masks, which no pool has: leave vec_env out.")
