@@ -163,7 +163,7 @@ def test_the_width_of_what_it_reads_is_that_of_the_network_that_acts(actor):
 
 def test_a_policy_without_it_says_so():
     policy, windows = make_policy(4, aux_targets=("reward",)), random_windows(0, 12, 0.3)
-    with pytest.raises(ValueError, match=r"has the targets \['reward'\]: train with aux_loss='next_step'"):
+    with pytest.raises(ValueError, match=r"no next-step prediction \(targets: reward\): train with aux_loss='next_step'"):
         predict_next(policy, windows, th.zeros(4, 12, 1))
 
 
