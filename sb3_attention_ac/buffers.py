@@ -252,6 +252,13 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         whole = [(np.arange(n_whole) * self.chunk_length, self.chunk_length)]
         return whole + ([(np.array([n_whole * self.chunk_length]), rest)] if rest else [])
 
+    def of_each_env(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param starts: First steps of chunks
+        :return: First step and environment of each chunk of every environment, [len(starts) * n_envs] each
+        """
+        return np.repeat(starts, self.n_envs), np.tile(np.arange(self.n_envs), len(starts))
+
     def windows(self, starts: np.ndarray, envs: np.ndarray, length: int) -> tuple[TrajectoryWindows, th.Tensor]:
         """
         :param starts: First step of each chunk, [N]
@@ -377,7 +384,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         minibatches: list[WindowSamples] = []
         chunks = self.chunks()
         for starts, length in chunks:
-            first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(self.n_envs), indexing="ij"))
+            first, env = self.of_each_env(starts)
             order = permutation(len(first))
             n_windows = len(order) if batch_size is None else max(batch_size // length, 1)
             minibatches += split_batch(self.window_samples(first[order], env[order], length), n_windows)

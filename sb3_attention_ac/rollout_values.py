@@ -43,7 +43,7 @@ def _split(n_windows: int, window_length: int) -> Iterator[slice]:
 def _passes(buffer: TrajectoryRolloutBuffer) -> Iterator[tuple[WindowSamples, tuple[np.ndarray, np.ndarray]]]:
     """All windows of a rollout, some at a time, and which steps and environments these are, [N, n] and [N, 1]"""
     for starts, length in buffer.chunks():
-        first, env = (grid.ravel() for grid in np.meshgrid(starts, np.arange(buffer.n_envs), indexing="ij"))
+        first, env = buffer.of_each_env(starts)
         for part in _split(len(first), buffer.n_context + length):
             where = first[part, None] + np.arange(length), env[part, None]
             yield buffer.window_samples(first[part], env[part], length), where

@@ -19,7 +19,6 @@ from sb3_attention_ac.compare.variants import load_variants
 from sb3_attention_ac.compare.yaml_files import read_mapping
 
 SUITE_FILE = "suite.yml"
-RESULTS_FILE = "results.csv"
 KEY = ["environment", "algorithm", "seed"]
 COLUMNS = [*KEY, "steps", "final", "best_evaluation", "best_training", "diverged", "evaluations", "episodes"]
 COLUMNS += ["train_seconds", "processor", "settings", "versions"]

@@ -73,7 +73,7 @@ class Categoricals:
     def grouped(self, parameters: th.Tensor) -> th.Tensor:
         """:return: [N, n_parameters] as [N, n_groups, most], padded with zeros; ``most`` is the size of the largest group"""
         if self.is_binary:
-            parameters = F.pad(parameters.unsqueeze(-1), (1, 0)).flatten(-2)  # [N, n] -> [N, 2 n]
+            parameters = _two_logits(parameters)
         return self._grouped(parameters, 0.0)
 
     def one_hot(self, actions: th.Tensor) -> th.Tensor:
@@ -95,7 +95,7 @@ class Categoricals:
         """:return: log probability of each category, [N, n_groups, most]; about -1e8 for forbidden ones, -inf for padding"""
         logits = given.parameters
         if self.is_binary:
-            logits = F.pad(logits.unsqueeze(-1), (1, 0)).flatten(-2)  # [N, n] -> [N, 2 n]
+            logits = _two_logits(logits)
         if given.masks is not None:
             logits = th.where(given.masks, logits, MASKED_LOGIT)
         log_probs: th.Tensor = F.log_softmax(self._grouped(logits, -math.inf), dim=-1)
@@ -196,6 +196,11 @@ def make_action_distribution(action_space: spaces.Space[Any], distribution: Dist
     return DiagonalGaussian() if isinstance(action_space, spaces.Box) else Categoricals(action_space)
 
 
+def _two_logits(logits: th.Tensor) -> th.Tensor:
+    """:return: The logit of each bit as those of two categories, [N, n] -> [N, 2 n], as contrib has them; that of 0 is 0"""
+    return F.pad(logits.unsqueeze(-1), (1, 0)).flatten(-2)
+
+
 def as_sb3_distribution(
     given: ActionParameters, log_std: th.Tensor | None, distribution: Distribution, action_space: spaces.Space[Any]
 ) -> Distribution:
@@ -217,7 +222,7 @@ def as_sb3_distribution(
 
     logits = given.parameters
     if isinstance(action_space, spaces.MultiBinary):
-        logits = F.pad(logits.unsqueeze(-1), (1, 0)).flatten(-2)  # contrib has two logits for each bit
+        logits = _two_logits(logits)
     masked: Any = make_masked_proba_distribution(action_space)
     masked.proba_distribution(logits).apply_masking(given.masks)
     maskable: Distribution = masked
