@@ -25,7 +25,7 @@ from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.auxiliary.targets import resolve_aux_loss
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
 from sb3_attention_ac.losses import NotFiniteError
-from sb3_attention_ac.networks.distributions import forbids_actions
+from sb3_attention_ac.networks.distributions import forbids_actions, make_action_distribution
 from sb3_attention_ac.optim import QuickAdam, clip_gradients
 from sb3_attention_ac.policies import (
     AttentionActorCriticCnnPolicy,
@@ -43,6 +43,7 @@ from sb3_attention_ac.validation import (
     check_memory_options,
     check_policy,
     check_policy_arguments,
+    check_ppo_arguments,
     check_rollout,
     check_shape,
     check_spaces,
@@ -211,6 +212,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self._make_policy()
+        make_action_distribution(self.action_space, self.policy.action_dist)  # a subclass may have set another one
         check_buffer_arguments(self.rollout_buffer_kwargs, self.policy.architecture)
         self._resolve_defaults()
         architecture = self.policy.architecture
@@ -277,6 +279,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If an argument is out of range or does not go with the others
         """
         architecture, targets = self.policy.architecture, self.policy.aux_targets
+        check_ppo_arguments(vars(self))
         check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, architecture)
         if self.batch_size is None or (self.env is not None and self.batch_size == self._default_batch_size):
             rollout = self.n_steps * (1 if self.env is None else self.n_envs)
@@ -292,10 +295,6 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self.aux_coef = NEXT_STEP_COEF if targets == ("next_step",) else MASKED_COEF
         n_envs = None if self.env is None else self.n_envs
         check_rollout(self.batch_size, self.n_steps, n_envs, self.normalize_advantage, self.rollout_buffer_class)
-        if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
-            raise ValueError(
-                f"clip_range_vf={self.clip_range_vf} was given, but it must be greater than 0, or None for no clipping."
-            )
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "recent_trajectories", "_statistics"]

@@ -25,7 +25,7 @@ from sb3_attention_ac.networks.distributions import (
     check_masks,
     make_action_distribution,
 )
-from sb3_attention_ac.networks.extractors import as_module
+from sb3_attention_ac.networks.extractors import as_module, with_actor
 from sb3_attention_ac.networks.history_network import HistoryEncoder, frozen
 from sb3_attention_ac.networks.preprocessing import encode_actions
 from sb3_attention_ac.type_aliases import (
@@ -39,6 +39,7 @@ from sb3_attention_ac.type_aliases import (
 )
 from sb3_attention_ac.validation import (
     check_attention_q_keys,
+    check_entries,
     check_flags,
     check_integers,
     check_keys,
@@ -116,7 +117,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         chunk_length: int | None = None,
         **kwargs: Any,
     ):
-        check_not_overridden(type(self), AttentionActorCriticPolicy)
+        check_not_overridden(type(self), AttentionActorCriticPolicy, memory_actor)
         check_flags(memory_actor=memory_actor, share_encoder=share_encoder, attention_q=attention_q)
         self.architecture = make_architecture(
             memory_actor,
@@ -186,18 +187,26 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         made: BaseFeaturesExtractor = extractor
         return made
 
-    def _build_mlp_extractor(self) -> None:
-        super()._build_mlp_extractor()
-        critic_dim = self.vf_features_extractor.features_dim
-        if critic_dim != self.features_dim:  # the critic reads other entries of Dict observations
-            actor, actor_dim = self.mlp_extractor, self.features_dim
-            self.features_dim = critic_dim
-            super()._build_mlp_extractor()
-            self.mlp_extractor.policy_net, self.features_dim = actor.policy_net, actor_dim
-            self.mlp_extractor.latent_dim_pi = actor.latent_dim_pi
+    def _build_mlp_extractors(self, build: Callable[[], None]) -> None:
+        """
+        The MLPs of actor and critic, which have other widths where the critic reads other entries of Dict observations.
+
+        :param build: SB3's ``_build_mlp_extractor``, or an override of it
+        """
+        build()
+        actor_dim, critic_dim = self.features_dim, self.vf_features_extractor.features_dim
+        if critic_dim != actor_dim:
+            actor, self.features_dim = self.mlp_extractor, critic_dim
+            build()
+            self.mlp_extractor, self.features_dim = with_actor(self.mlp_extractor, actor), actor_dim
 
     def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
+        build = self._build_mlp_extractor
+        vars(self)["_build_mlp_extractor"] = lambda: self._build_mlp_extractors(build)  # in the middle of SB3's
+        try:
+            super()._build(lr_schedule)
+        finally:
+            del vars(self)["_build_mlp_extractor"]
         # Networks beside SB3's take nothing from the random stream: while the gate is closed, a run is PPO's with that seed
         with th.random.fork_rng(devices=[]):
             self._build_attention()
@@ -597,6 +606,9 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
                 "obs, info = env.reset() of a Gym environment; obs = vec_env.reset() and "
                 "obs, rewards, dones, infos = vec_env.step(actions) of a VecEnv."
             )
+        check_entries(observation, self.observation_space, self.actor_keys)
+        if episode_start is not None:
+            episode_start = np.asarray(episode_start)
         obs, vectorized_env = self.obs_to_tensor(observation)
         if self.remembers:
             state = self.state_use.resolve(state, episode_start, action_masks is not None)
@@ -608,7 +620,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             cache.previous_action.copy_(actions)
             state = self.state_use.returned(cache)
         else:
-            actions = self._predict(obs, deterministic, action_masks)
+            masks = {} if action_masks is None else {"action_masks": action_masks}
+            actions = self._predict(obs, deterministic, **masks)
         env_actions = self.actions_for_env(actions.cpu().numpy().reshape((-1, *(self.action_space.shape or ()))))
         return env_actions if vectorized_env else env_actions.squeeze(axis=0), state
 

@@ -38,6 +38,27 @@ def check_numbers(**given: Any) -> None:
             raise ValueError(f"{name}={value!r} was given, but it must be a number.")
 
 
+def check_ppo_arguments(given: Mapping[str, Any]) -> None:
+    """
+    :param given: Values of PPO's arguments by name; schedules are not called
+    :raises ValueError: If one is out of its range
+    """
+    numbers = {name: given[name] for name in ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")}
+    optional = ("clip_range", "clip_range_vf", "target_kl")
+    numbers |= {name: given[name] for name in optional if given[name] is not None and not callable(given[name])}
+    check_numbers(**numbers)
+    for name, value in numbers.items():
+        if name in ("gamma", "gae_lambda") and not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} was given, but it must be in [0, 1].")
+        if name == "vf_coef" and not value >= 0:
+            raise ValueError(f"vf_coef={value} was given, but it must be at least 0.")
+        if name in ("max_grad_norm", *optional) and not value > 0:
+            none = ", or None" if name in ("clip_range_vf", "target_kl") else ""
+            raise ValueError(f"{name}={value} was given, but it must be greater than 0{none}.")
+    if given["sde_sample_freq"] != -1:
+        check_integers({"sde_sample_freq": (given["sde_sample_freq"], 1)})
+
+
 def check_flags(**given: Any) -> None:
     """:raises ValueError: If one is neither True nor False"""
     for name, value in given.items():
@@ -121,6 +142,27 @@ def check_keys(space: spaces.Space[Any], **given: Sequence[str] | None) -> None:
                 raise ValueError(f"{name} has {key!r}, which the observation space does not know; {offer}.")
 
 
+def check_entries(observation: Any, space: spaces.Space[Any], keys: Sequence[str] | None) -> None:
+    """
+    :param observation: What ``predict`` was given
+    :param space: The observation space
+    :param keys: Which entries of a Dict the actor reads, None for all
+    :raises ValueError: If one of these is missing, or there are others than the space knows
+    """
+    if not isinstance(space, spaces.Dict):
+        return
+    needed = list(space.spaces if keys is None else keys)
+    if not isinstance(observation, Mapping):
+        raise ValueError(f"predict() was given {type(observation).__name__}, but it must be a dictionary with {needed}.")
+    if missing := [key for key in needed if key not in observation]:
+        raise ValueError(f"The observation has no {missing}: predict() needs {needed}, and was given {list(observation)}.")
+    for key in observation:
+        if key not in space.spaces:
+            raise ValueError(
+                f"The observation has {key!r}, which the space does not know; {closest_names(key, space.spaces)}."
+            )
+
+
 def check_attention_q_keys(
     acts_by_critic: bool, actor_keys: tuple[str, ...] | None, critic_keys: tuple[str, ...] | None
 ) -> None:
@@ -149,12 +191,18 @@ NOT_CALLED = {
 }
 
 
-def check_not_overridden(policy_class: type[Any], base: type[Any]) -> None:
+def check_not_overridden(policy_class: type[Any], base: type[Any], memory_actor: bool) -> None:
     """
     :param policy_class: A subclass of the policy
     :param base: The policy
+    :param memory_actor: Whether it has a memory actor
     :raises TypeError: If it overrides a method that is not called while training: nothing would come of it
     """
+    if memory_actor and policy_class._predict is not base._predict:
+        raise TypeError(
+            f"{policy_class.__name__} overrides _predict(), which a memory actor does not call: it acts on more than an "
+            "observation. Override predict(), or replace action_net."
+        )
     for name, instead in NOT_CALLED.items():
         if getattr(policy_class, name) is not getattr(base, name):
             raise TypeError(

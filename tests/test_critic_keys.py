@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.evaluation import evaluate_actions
+from sb3_attention_ac.policies import AttentionActorCriticMultiInputPolicy
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
 ACTORS = {
@@ -193,3 +194,48 @@ def test_the_same_part_for_actor_and_critic(options):
     model = make_model({**options, "critic_keys": ["seen"], "features_extractor_class": Joined}).learn(64)
     assert model.policy.features_extractor.features_dim == 3 and model.policy.share_features_extractor
     model.predict(model.env.reset())
+
+
+class Own(th.nn.Module):
+    """Nothing is called as SB3 calls it but the methods"""
+
+    latent_dim_pi, latent_dim_vf = 6, 7
+
+    def __init__(self, features_dim: int):
+        super().__init__()
+        self.acts, self.judges = th.nn.Linear(features_dim, 6), th.nn.Linear(features_dim, 7)
+
+    def forward_actor(self, features: th.Tensor) -> th.Tensor:
+        return self.acts(features)
+
+    def forward_critic(self, features: th.Tensor) -> th.Tensor:
+        return self.judges(features)
+
+
+class OwnPolicy(AttentionActorCriticMultiInputPolicy):
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = Own(self.features_dim)
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_actor": True, "local_window": 1}], ids=str)
+def test_networks_of_ones_own_with_keys(options, tmp_path):
+    policy_kwargs = {"actor_keys": ["seen"], "context_length": 4, "d_model": 8, "n_heads": 2, **options}
+    model = AAC(OwnPolicy, DummyVecEnv([Hidden] * 2), policy_kwargs=policy_kwargs, **SMALL)
+    model.learn(128)
+    mlps, widths = model.policy.mlp_extractor, (3, 5)
+    assert (mlps.actor.acts.in_features, mlps.critic.judges.in_features) == widths
+    obs = model.env.reset()
+    actions, _ = model.predict({"seen": obs["seen"]}, deterministic=True)
+    model.save(tmp_path / "model")
+    assert (AAC.load(tmp_path / "model").predict({"seen": obs["seen"]}, deterministic=True)[0] == actions).all()
+
+
+def test_wrong_entries_are_named():
+    model = make_model({})
+    seen = np.zeros((1, 3), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"has no \['seen'\]: predict\(\) needs \['seen'\], and was given \['scene'\]"):
+        model.predict({"scene": seen})
+    with pytest.raises(ValueError, match=r"has 'constants', which the space does not know; .* constant"):
+        model.predict({"seen": seen, "constants": seen})
+    with pytest.raises(ValueError, match=r"was given ndarray, but it must be a dictionary with \['seen'\]"):
+        model.predict(seen)

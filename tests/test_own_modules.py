@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_run import SMALL, TINY, RandomEnv, random_env
@@ -531,3 +532,41 @@ def test_a_head_may_forbid_actions(memory_actor):
     model.policy.action_net.bias.data[0] = th.nan
     with pytest.raises(ValueError, match="The actor's output is not finite"):
         model.predict(np.zeros((1, 3), dtype=np.float32))
+
+
+class Squashed(AttentionActorCriticPolicy):
+    """Puts another of SB3's distributions in place, in the middle of its construction or at its end"""
+
+    at_end = True
+
+    def _build(self, lr_schedule) -> None:
+        if not self.at_end:
+            self.action_dist = SquashedDiagGaussianDistribution(1)
+        super()._build(lr_schedule)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.at_end:
+            self.action_dist = SquashedDiagGaussianDistribution(1)
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_another_distribution_is_refused(monkeypatch, at_end):
+    """It would not be asked"""
+    monkeypatch.setattr(Squashed, "at_end", at_end)
+    with pytest.raises(TypeError, match="action_dist is SquashedDiagGaussianDistribution, which would not be used"):
+        AAC(Squashed, "Pendulum-v1", policy_kwargs=TINY, **SMALL)
+
+
+class First(AttentionActorCriticPolicy):
+    """SB3's abstract method, overridden as SB3 has it"""
+
+    def _predict(self, observation, deterministic=False):
+        return th.zeros(len(observation), dtype=th.int64)
+
+
+def test_a_policy_may_choose_its_actions_itself():
+    model = AAC(First, random_env(), policy_kwargs=TINY, **SMALL)
+    assert model.predict(np.ones((2, 3), dtype=np.float32))[0].tolist() == [0, 0]
+    with pytest.raises(TypeError, match=r"First overrides _predict\(\), which a memory actor does not call"):
+        AAC(First, random_env(), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)

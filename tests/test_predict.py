@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -181,3 +182,14 @@ def test_a_state_is_that_of_its_call_whoever_calls_meanwhile(other_model):
         assert state[KVCache._fields.index("age")].tolist() == [5.0, 5.0]
         found = use.cache_of(state, 2)
         assert found is None or found.age.tolist() == [5.0, 5.0]
+
+
+def test_episode_starts_may_be_a_tensor(model):
+    obs = observations(1)[0]
+    _, state = model.predict(obs, episode_start=th.ones(3, dtype=th.bool), deterministic=True)
+    given = [
+        model.predict(obs, state, start, True)[1]
+        for start in (np.array([True, False, False]), th.tensor([True, False, False]))
+    ]
+    for one, other in zip(*given, strict=True):
+        np.testing.assert_array_equal(one, other)

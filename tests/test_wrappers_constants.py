@@ -208,7 +208,7 @@ def test_wrong_names_and_ranges():
         HiddenConstants(env, {"weight": (0, 1)})
     with pytest.raises(ValueError, match=r"shown has \['mass'\]"):
         HiddenConstants(env, {"gravity": (5, 15)}, shown=["mass"])
-    with pytest.raises(ValueError, match="low end comes first"):
+    with pytest.raises(ValueError, match="the low end first"):
         HiddenConstants(env, {"gravity": (15, 5)})
     with pytest.raises(ValueError, match="'constants'"):
         HiddenConstants(env).reset(options={"constants": {"weight": 1}})

@@ -13,13 +13,27 @@ import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import is_masking_supported
-from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_attention_ac.type_aliases import ActionParameters
 
 MASKED_LOGIT = -1e8  # contrib's
+KNOWN_DISTRIBUTIONS: tuple[type[Distribution], ...] = (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
 
 
 class ActionDistribution(Protocol):
@@ -190,7 +204,14 @@ def make_action_distribution(action_space: spaces.Space[Any], distribution: Dist
     :param action_space: The action space
     :param distribution: SB3's distribution for it
     :return: The same as functions
+    :raises TypeError: If it is another one than SB3 makes: it would not be asked
     """
+    if type(distribution) not in KNOWN_DISTRIBUTIONS:
+        raise TypeError(
+            f"The policy's action_dist is {type(distribution).__name__}, which would not be used: actions are sampled and "
+            "learned from by functions of whole windows. Leave it as it is, or write a class with sample() and "
+            "log_prob_and_entropy() in sb3_attention_ac.networks.distributions (docs/architecture.md)."
+        )
     if isinstance(distribution, StateDependentNoiseDistribution):
         return StateDependentNoise(distribution)
     return DiagonalGaussian() if isinstance(action_space, spaces.Box) else Categoricals(action_space)

@@ -70,9 +70,9 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
             if not ranges:
                 raise ValueError("set_constants needs ranges: pass ranges={'name': (low, high)} for each constant.")
             self._set_constants = set_constants
-        for name, (low, high) in ranges.items():
-            if not low <= high:
-                raise ValueError(f"ranges[{name!r}]=({low}, {high}): the low end comes first.")
+        for name, ends in ranges.items():
+            if np.shape(ends) != (2,) or not ends[0] <= ends[1]:
+                raise ValueError(f"ranges[{name!r}]={ends!r} was given, but it must be (low, high), the low end first.")
         self.ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
         self.shown = list(self.ranges) if shown is None else list(shown)
         _check_names("shown", self.shown, self.ranges)
