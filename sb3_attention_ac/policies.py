@@ -602,7 +602,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """As :meth:`predict`, without gradients"""
         if isinstance(observation, tuple):  # as in SB3
             raise ValueError(
-                "predict() was given a tuple instead of an array or a dictionary of arrays. Pass the observation alone: "
+                "predict() was given a tuple instead of an array or a dictionary of arrays; this comes of mixing Gym API and "
+                "VecEnv API. Pass the observation alone: "
                 "obs, info = env.reset() of a Gym environment; obs = vec_env.reset() and "
                 "obs, rewards, dones, infos = vec_env.step(actions) of a VecEnv."
             )

@@ -16,11 +16,15 @@ from sb3_attention_ac.auxiliary.targets import resolve_aux_loss
 FIRST_VALUES = ("log_std_init", "ortho_init", "optimizer_class", "optimizer_kwargs")
 
 
+class OtherNetworkError(ValueError, RuntimeError):
+    """Parameters of another network: a RuntimeError as well, as PyTorch and so PPO raises for them"""
+
+
 def check_same_parameters(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """
     :param stored: Parameters in a file
     :param own: Parameters of the policy here
-    :raises ValueError: If they are of different networks; the message says where
+    :raises OtherNetworkError: If they are of different networks; the message says where
     """
     differences = [
         f"{name}: {_shape(stored, name)} in the file, {_shape(own, name)} here"
@@ -29,7 +33,7 @@ def check_same_parameters(stored: Mapping[str, Any], own: Mapping[str, Any]) -> 
     ]
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ValueError(
+        raise OtherNetworkError(
             f"The parameters are those of another network: {'; '.join(differences[:3])}{more}. Use the policy_kwargs and "
             "aux_loss that the file was made with."
         )
@@ -114,7 +118,7 @@ def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], pol
             if meant_then.get(name) != meant_here.get(name):
                 differences.append(f"{name}: {old.get(name)!r} in the file, {new.get(name)!r} here")
     if differences:
-        raise ValueError(
+        raise OtherNetworkError(
             f"The network arguments differ: {'; '.join(differences)}. For load(), leave policy_kwargs and aux_loss out: those "
             "of the file are used. For set_parameters(), make the model with those of the file."
         )

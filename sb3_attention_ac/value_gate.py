@@ -37,10 +37,9 @@ class ValueGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("gate", "explained", "square"):
+        # Counts are floats too: whoever adds noise to a state dict, as to PPO's, need not tell them apart
+        for name in ("gate", "explained", "square", "n_steps", "n_negligible"):
             self.register_buffer(name, th.zeros(()))
-        for name in ("n_steps", "n_negligible"):
-            self.register_buffer(name, th.zeros((), dtype=th.int64))
 
     @property
     def is_closed(self) -> bool:

@@ -219,3 +219,16 @@ def test_a_ppo_model_is_a_start(policy_kwargs):
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], ppo.predict(obs, deterministic=True)[0])
     values = [m.policy.predict_values(th.as_tensor(obs)) for m in (model, ppo)]
     th.testing.assert_close(*values)
+
+
+@pytest.mark.parametrize("policy_kwargs", [{}, {"memory_actor": True}, {"attention_q": True}], ids=str)
+def test_parameters_may_be_set_as_ppos(policy_kwargs):
+    """Noise on a state dict, as evolution strategies have it, and PyTorch's type of error for one that lacks something"""
+    model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, **policy_kwargs}, **SMALL)
+    given = model.get_parameters()
+    noisy = {name: th.rand_like(tensor) for name, tensor in given["policy"].items()}
+    model.set_parameters({**given, "policy": noisy})
+    assert all(th.equal(tensor, noisy[name]) for name, tensor in model.policy.state_dict().items())
+    noisy.popitem()
+    with pytest.raises(RuntimeError, match="missing in the file"):
+        model.set_parameters({**given, "policy": noisy})
