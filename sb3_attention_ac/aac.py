@@ -35,7 +35,7 @@ from sb3_attention_ac.policies import (
 from sb3_attention_ac.rollout_values import RolloutValues, evaluate_actions_taken, evaluate_rollout
 from sb3_attention_ac.saved_network import check_same_network, check_same_parameters, stored_network
 from sb3_attention_ac.train_log import TrainLog
-from sb3_attention_ac.updates import Losses, UpdateSettings, make_update
+from sb3_attention_ac.updates import Losses, UpdateSettings, update_class
 from sb3_attention_ac.validation import (
     check_auxiliary,
     check_buffer_arguments,
@@ -415,9 +415,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         clip_range = self._current(self.clip_range)
         gate = self.policy.value_gate
         log = TrainLog(clip_range, logs_attention=gate is None or not gate.is_closed)
-        update = make_update(
-            self.policy, self.rollout_buffer, self.recent_trajectories, self._update_settings(clip_range), log
-        )
+        settings = self._update_settings(clip_range)
+        update = update_class(self.policy)(self.policy, self.rollout_buffer, self.recent_trajectories, settings, log)
         adam = QuickAdam(self.policy.optimizer)
         self._n_iterations += 1
         # train for n_epochs epochs

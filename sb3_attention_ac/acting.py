@@ -54,10 +54,8 @@ class StateUse:
         :return: The state to return
         """
         state = cache.to_numpy()
-        self._last = (
-            state,
-            cache if cache.age.device.type == "cpu" else None,
-        )  # else the state is a copy, which may be written to
+        is_shared = cache.age.device.type == "cpu"  # else the state is a copy, which may be written to
+        self._last = state, cache if is_shared else None
         return state
 
     def cache_of(self, state: Any, n_envs: int) -> KVCache | None:

@@ -50,10 +50,10 @@ class RankExperimentManager(ExperimentManager):
         super().create_callbacks()  # type: ignore[no-untyped-call]
 
 
-def _common_seed() -> int | None:
+def _command() -> argparse.Namespace:
     """
-    :return: A seed for all processes, where the command line has none: RL Zoo would draw one in each
-    :raises SystemExit: If the command is not for several processes
+    :return: What matters of the command line to several processes
+    :raises SystemExit: If the command is not for several
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo", default="ppo")  # RL Zoo's default
@@ -65,6 +65,11 @@ def _common_seed() -> int | None:
         sys.exit(f"--algo {given.algo} cannot train on several processes: each would train a part alone. Use --algo aac.")
     if given.optimize_hyperparameters:
         sys.exit("-optimize cannot run under torchrun: start several searches with one --storage and --study-name instead.")
+    return given
+
+
+def _common_seed(given: argparse.Namespace) -> int | None:
+    """:return: A seed for all processes, where the command line has none: RL Zoo would draw one in each"""
     if given.seed >= 0:
         return None
     start(get_device(given.device))
@@ -76,7 +81,7 @@ def main() -> None:
     register()
     if is_launched():
         vars(rl_zoo3.train)["ExperimentManager"] = RankExperimentManager
-        if (seed := _common_seed()) is not None:
+        if (seed := _common_seed(_command())) is not None:
             sys.argv += ["--seed", str(seed)]
         if os.environ["RANK"] != "0":
             folder = tempfile.mkdtemp()  # what it writes nobody reads

@@ -4,6 +4,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -140,17 +141,13 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
     MLP critic leaves unexplained.
     """
 
-    def __init__(
-        self,
-        policy: AttentionActorCriticPolicy,
-        buffer: TrajectoryRolloutBuffer,
-        recent: RecentTrajectories,
-        settings: UpdateSettings,
-        log: TrainLog,
-    ):
-        super().__init__(policy, buffer, recent, settings, log)
-        self._windows = self._all_windows()
-        self._attention_learns = not self.policy.skips_attention
+    @cached_property
+    def _attention_learns(self) -> bool:
+        return not self.policy.skips_attention
+
+    @cached_property
+    def _windows(self) -> Iterator[WindowSamples]:
+        return self._all_windows()
 
     def _all_windows(self) -> Iterator[WindowSamples]:
         """Windows for attention, one pass over the rollout after the other; the MLPs are shuffled as without attention"""
@@ -241,14 +238,6 @@ class MemoryActorUpdate(Update[tuple[WindowSamples, bool]]):
         return losses | self._auxiliary_losses(samples, encoded)
 
 
-def make_update(
-    policy: AttentionActorCriticPolicy,
-    buffer: TrajectoryRolloutBuffer,
-    recent: RecentTrajectories,
-    settings: UpdateSettings,
-    log: TrainLog,
-) -> Update[object]:
-    """As :class:`Update`, for the policy's kind of actor"""
-    kind = MemoryActorUpdate if policy.memory_actor else MlpActorUpdate
-    update: Update[object] = kind(policy, buffer, recent, settings, log)  # type: ignore[assignment]  # its own minibatches alone
-    return update
+def update_class(policy: AttentionActorCriticPolicy) -> type[Update[object]]:
+    """:return: The update for the policy's kind of actor"""
+    return MemoryActorUpdate if policy.memory_actor else MlpActorUpdate  # type: ignore[return-value]  # its own minibatches

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac import AAC, distributed
-from sb3_attention_ac.train import _common_seed
+from sb3_attention_ac.train import _command, _common_seed
 
 SETTINGS: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "n_epochs": 2, "seed": 3, "device": "cpu"}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -140,7 +140,7 @@ def helpers(folder: Path, what: str) -> dict[str, Any]:
         "mean": distributed.mean(float(rank)),
         "agree": [distributed.all_agree(True), distributed.all_agree(rank == 0)],
         "envs": distributed.of_all_envs(np.full((2, 1), rank)),
-        "seed": _common_seed(),
+        "seed": _common_seed(_command()),
     }
 
 

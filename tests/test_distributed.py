@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback,
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_attention_ac import AAC, distributed
-from sb3_attention_ac.train import _common_seed
+from sb3_attention_ac.train import _command
 
 pytestmark = pytest.mark.slow
 
@@ -163,7 +163,7 @@ def test_processes_have_to_have_the_same_settings(tmp_path, what, message):
 def test_what_several_processes_cannot_do_is_refused(monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv", ["train", "--env", "CartPole-v1", *arguments])
     with pytest.raises(SystemExit, match=message):
-        _common_seed()
+        _command()
 
 
 def test_merged_statistics_are_those_of_everything_seen(monkeypatch):

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from sb3_attention_ac import AAC
 from sb3_attention_ac.train_log import TrainLog
 from sb3_attention_ac.type_aliases import TransitionSamples, WindowSamples
-from sb3_attention_ac.updates import make_update
+from sb3_attention_ac.updates import update_class
 
 OBSERVATION_SPACES = {
     "Box": spaces.Box(-1.0, 1.0, (3,)),
@@ -200,7 +200,7 @@ def test_every_step_is_seen_once(memory_actor):
     model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "memory_actor": memory_actor}, **options).learn(80)
     model.rollout_buffer.returns[:] = np.arange(80).reshape(40, 2)
     model.rollout_buffer._targets = {}
-    update = make_update(
+    update = update_class(model.policy)(
         model.policy, model.rollout_buffer, model.recent_trajectories, model._update_settings(0.2), TrainLog(0.2)
     )
     batches = [batch for epoch in range(1 if memory_actor else 4) for batch in update.minibatches(epoch)]

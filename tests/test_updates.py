@@ -11,7 +11,7 @@ from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.evaluation import evaluate_action_advantages, evaluate_actions
 from sb3_attention_ac.train_log import TrainLog
 from sb3_attention_ac.type_aliases import AuxiliaryLoss, TransitionSamples, WindowSamples
-from sb3_attention_ac.updates import MemoryActorUpdate, MlpActorUpdate, UpdateSettings, make_update
+from sb3_attention_ac.updates import MemoryActorUpdate, MlpActorUpdate, UpdateSettings, update_class
 
 GIVEN = UpdateSettings(4, 0.2, None, True, 0.01, 0.5, 0.3, 0.25)
 
@@ -32,7 +32,7 @@ def make(policy_options: dict[str, Any], n_steps=16, n_envs=2, name="Discrete", 
     np.random.seed(0)
     recent, log = RecentTrajectories(0), TrainLog(0.2)
     recent.add(buffer)
-    return make_update(policy, buffer, recent, GIVEN._replace(**coefficients), log)
+    return update_class(policy)(policy, buffer, recent, GIVEN._replace(**coefficients), log)
 
 
 def logged(update) -> dict[str, float]:
@@ -343,12 +343,12 @@ def test_the_mlps_are_shuffled_as_without_attention():
     firsts = set()
     for seed in range(3):
         np.random.seed(seed)
-        update = make_update(update.policy, update.buffer, update.recent, update.settings, update.log)
+        update = update_class(update.policy)(update.policy, update.buffer, update.recent, update.settings, update.log)
         firsts.add(tuple(next(update.minibatches(0)).returns.flatten().tolist()))
     assert len(firsts) > 1
     for _ in range(2):  # and the same one with the same seed
         np.random.seed(0)
-        update = make_update(update.policy, update.buffer, update.recent, update.settings, update.log)
+        update = update_class(update.policy)(update.policy, update.buffer, update.recent, update.settings, update.log)
         assert tuple(next(update.minibatches(0)).returns.flatten().tolist()) in firsts
 
 

@@ -76,31 +76,6 @@ class Recorder:
         """Nothing"""
 
 
-class PreviousActionReward(gym.Wrapper[np.ndarray, Any, Any, Any]):
-    """
-    Appends the previous action, one-hot, and the previous reward to a vector.
-
-    :param env: An environment with vectors and discrete actions
-    """
-
-    def __init__(self, env: gym.Env[Any, Any]):
-        super().__init__(env)
-        size = spaces.flatdim(env.observation_space) + spaces.flatdim(env.action_space) + 1
-        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), dtype=np.float32)
-
-    def _extended(self, obs: np.ndarray, action: np.ndarray, reward: float) -> np.ndarray:
-        return np.concatenate([obs, action, [reward]]).astype(np.float32)
-
-    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        obs, info = self.env.reset(**kwargs)
-        return self._extended(obs, np.zeros(spaces.flatdim(self.action_space)), 0.0), info
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        one_hot = np.asarray(spaces.flatten(self.action_space, action))
-        return self._extended(obs, one_hot, float(reward)), float(reward), terminated, truncated, info
-
-
 class OneHotView(gym.ObservationWrapper[np.ndarray, Any, Any]):
     """
     MiniGrid's view as numbers of objects, colours and states, which ``FlattenObservation`` makes one-hot.
@@ -136,7 +111,8 @@ def make_task(task: str) -> Callable[..., gym.Env[Any, Any]]:
             importlib.import_module(task.split("-")[0].lower())  # registers it
             env = gym.make(task)
             env = OneHotView(own("minigrid").MiniGridView(env)) if task.startswith("MiniGrid") else env
-        return PreviousActionReward(FlattenObservation(env))
+        previous = importlib.import_module("sb3_attention_ac.wrappers").PreviousActionReward
+        return FlattenObservation(previous(env))
 
     return make
 
@@ -165,7 +141,7 @@ class Player:
             mask = self.mask[min(t, self.args.trxl_memory_length - 1)].unsqueeze(0)
             window = memory[:, indices[0]]
             with th.no_grad():
-                x = self.agent.encoder(th.as_tensor(obs).unsqueeze(0))
+                x = self.agent.encoder(th.as_tensor(obs, dtype=th.float32).unsqueeze(0))
                 x, new = self.agent.transformer(x, window, mask, indices)
                 logits = self.agent.actor_branches[0](self.agent.hidden_post_trxl(x))
             memory[:, t] = new

@@ -35,14 +35,14 @@ class TargetNormalizer(nn.Module):
         # Where a target is not finite, or its square, training stops at the losses; running statistics stay as good as the
         # parameters
         flat = th.where(th.isfinite(flat), flat, self.running_mean)
-        mean, var = self.running_mean.clone(), self.running_var.clone()
+        mean, var = self.running_mean, self.running_var
         if self.training and len(flat) > 1:  # one target alone has no variance
             batch_var, batch_mean, n = var_mean(flat)
             unbiased = batch_var * n / (n - 1)
             is_finite = th.isfinite(batch_mean) & th.isfinite(unbiased)
-            self.running_mean.lerp_(th.where(is_finite, batch_mean, mean), MOMENTUM)
-            self.running_var.lerp_(th.where(is_finite, unbiased, var), MOMENTUM)
             mean, var = th.where(is_finite, batch_mean, mean), th.where(is_finite, batch_var, var)
+            self.running_mean.lerp_(mean, MOMENTUM)
+            self.running_var.lerp_(th.where(is_finite, unbiased, self.running_var), MOMENTUM)
         return ((flat - mean) / _std(mean, var)).reshape(target.shape)
 
     @property

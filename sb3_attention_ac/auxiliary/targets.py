@@ -25,12 +25,12 @@ def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | 
     if isinstance(aux_loss, str) and aux_loss == "auto":
         return None
     if isinstance(aux_loss, str):
-        aux_loss = _present_name(aux_loss)
+        aux_loss = _current_name(aux_loss)
     if isinstance(aux_loss, str) and aux_loss in AUX_LOSSES:
         return AUX_LOSSES[aux_loss]
     if isinstance(aux_loss, str) or not isinstance(aux_loss, Collection):
         raise ValueError(f"aux_loss={aux_loss!r} is unknown: {allowed}.")
-    aux_loss = [_present_name(target) for target in aux_loss]
+    aux_loss = [_current_name(target) for target in aux_loss]
     unknown = [target for target in aux_loss if target not in ALL_TARGETS]
     if unknown or len(aux_loss) == 0:
         problem = f"unknown targets {unknown}" if unknown else "no targets (None: no such loss)"
@@ -38,5 +38,5 @@ def resolve_aux_loss(aux_loss: str | Sequence[str] | None) -> tuple[str, ...] | 
     return tuple(dict.fromkeys(aux_loss))
 
 
-def _present_name(target: Any) -> Any:
+def _current_name(target: Any) -> Any:
     return "next_step" if target == "live" else target  # as 0.1.0 called it
