@@ -87,7 +87,8 @@ def suite_tables(runs: pd.DataFrame, published: Path) -> list[Table]:
     ]
     if runs["train_seconds"].notna().any() and runs["algorithm"].nunique() > 1:  # seconds compare within a table alone
         where = ", ".join(sorted(runs["processor"].dropna().unique()))
-        note = f"Seconds of training, evaluations excluded ({where}); mean over seeds and 95 % bootstrap interval."
+        excluded = f"evaluations excluded ({where})" if where else "evaluations excluded"
+        note = f"Seconds of training, {excluded}; mean over seeds and 95 % bootstrap interval."
         tables.append(
             replace(task_table(runs.dropna(subset="train_seconds"), "train_seconds", "Time", note), best=frozenset())
         )
