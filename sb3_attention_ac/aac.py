@@ -8,12 +8,22 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
@@ -32,27 +42,42 @@ from sb3_attention_ac.policies import (
     AttentionActorCriticMultiInputPolicy,
     AttentionActorCriticPolicy,
 )
-from sb3_attention_ac.rollout_values import RolloutValues, evaluate_actions_taken, evaluate_rollout
+from sb3_attention_ac.rollout_validation import (
+    check_buffer,
+    check_buffer_arguments,
+    check_rollout,
+    warn_about_batch_size,
+    warn_about_unused_buffer_methods,
+)
+from sb3_attention_ac.rollout_values import RolloutValues, evaluate_rollout
 from sb3_attention_ac.saved_network import check_same_network, check_same_parameters, stored_network
 from sb3_attention_ac.train_log import TrainLog
 from sb3_attention_ac.updates import Losses, UpdateSettings, update_class
 from sb3_attention_ac.validation import (
     check_auxiliary,
-    check_buffer_arguments,
     check_integers,
     check_memory_options,
     check_policy,
     check_policy_arguments,
     check_ppo_arguments,
-    check_rollout,
     check_shape,
     check_spaces,
-    warn_about_batch_size,
     warn_about_no_effect,
+    warn_about_replaced_methods,
 )
 
 MASKED_COEF = 0.1
 NEXT_STEP_COEF = 1.0  # with a tenth it teaches nothing
+
+# SB3's and contrib's own policies, as scripts import them, and what they are here
+SB3_POLICIES: dict[type[Any], str] = {
+    ActorCriticPolicy: "MlpPolicy",
+    ActorCriticCnnPolicy: "CnnPolicy",
+    MultiInputActorCriticPolicy: "MultiInputPolicy",
+    MaskableActorCriticPolicy: "MlpPolicy",
+    MaskableActorCriticCnnPolicy: "CnnPolicy",
+    MaskableMultiInputActorCriticPolicy: "MultiInputPolicy",
+}
 
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
 
@@ -98,9 +123,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" for the GPU if possible
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param aux_loss: The self-supervised loss: None, "contrastive" (find the key of the masked observation), "value" (predict
-        the masked return-to-go), "prediction" (return-to-go, next observation, action and reward), "next_step" (the next
-        reward and observation, from the past alone), or a list of targets ("return", "observation", "action", "reward",
-        "contrastive", "next_step"). "auto": "next_step" with a memory actor, which it teaches what to remember, else None
+        the return from a masked step on, as the critic), "prediction" (that return, the next observation, action and reward),
+        "next_step" (the next reward and observation, from the past alone), or a list of targets ("return", "observation",
+        "action", "reward", "contrastive", "next_step"). "auto": "next_step" with a memory actor, which it teaches what to
+        remember, else None
     :param aux_coef: Coefficient of the self-supervised loss (the mean of its terms), at least 0; None for 1.0 if it is
         "next_step" alone, else 0.1
     :param mask_ratio: About what share of the steps to mask, in (0, 1)
@@ -153,6 +179,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         temperature: float = 0.1,
         n_trajectories: int = 0,
     ):
+        policy = SB3_POLICIES.get(policy, policy)  # type: ignore[arg-type]
         check_policy_arguments(policy, policy_kwargs)
         check_integers({"n_steps": (n_steps, 1), "n_epochs": (n_epochs, 1), "n_trajectories": (n_trajectories, 0)})
         env = maybe_make_env(env, verbose)
@@ -217,6 +244,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._resolve_defaults()
         architecture = self.policy.architecture
         buffer_class: Any = self.rollout_buffer_class or TrajectoryRolloutBuffer
+        warn_about_unused_buffer_methods(buffer_class)
         self.rollout_buffer_class = buffer_class
         self.rollout_buffer = buffer_class(
             self.n_steps,
@@ -302,7 +330,12 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     # --- collecting -----------------------------------------------------------------------------------------------------
 
     def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+        use_masking: bool | None = None,
     ) -> bool:
         """
         Collect experiences with the actor alone, then ask the critic about all of them at once.
@@ -311,29 +344,36 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
         :param rollout_buffer: Buffer to fill with rollouts
         :param n_rollout_steps: Number of experiences to collect per environment
+        :param use_masking: Whether to take action masks from the environment; None for what :meth:`learn` was told
         :return: True if function returned with at least `n_rollout_steps` collected, False if callback terminated rollout
             prematurely.
         """
         assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
+        check_buffer(rollout_buffer, n_rollout_steps, env.num_envs, self.policy.architecture)
         assert isinstance(rollout_buffer, TrajectoryRolloutBuffer)
         self.policy.set_training_mode(False)
         n_steps = 0
         rollout_buffer.reset()
+        self.policy.chunk_length = rollout_buffer.chunk_length  # it may have another size by now
         if self.use_sde:
             self._sample_noise(env.num_envs)
-        masks = None
+        if use_masking is None:
+            use_masking = forbids_actions(env) if self.use_masking is None else self.use_masking
+        masks = action_masks = None
         callback.on_rollout_start()
         act = self.policy.start_acting(rollout_buffer)
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self._sample_noise(env.num_envs)
+            obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+            if use_masking:
+                action_masks = get_action_masks(env)
+                masks = self.policy.checked_masks(action_masks, obs_tensor)
             with self.policy.acting_mode():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                if self.use_masking:
-                    masks = self.policy.checked_masks(get_action_masks(env), obs_tensor)
                 output = act(obs_tensor, self._last_episode_starts, masks)
-            actions, log_probs = output.actions.cpu().numpy(), output.log_prob
+            # A copy: tensors of inference mode are of no use to callbacks
+            actions, log_probs = output.actions.cpu().numpy(), output.log_prob.clone()
             clipped_actions = self.policy.actions_for_env(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs * distributed.world_size()
@@ -341,17 +381,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             # Give access to local variables
             callback.update_locals(locals())
             continue_training = callback.on_step()
-            rollout_buffer.add(
-                self._last_obs,
-                actions,
-                rewards,
-                self._last_episode_starts,
-                None,
-                log_probs,
-                masks,
-                output.logit_offsets,
-                **({} if output.surprise is None else {"surprise": output.surprise}),
-            )
+            # Only what there is: a subclass of the buffer may have SB3's signature
+            more = {"action_masks": masks, "logit_offsets": output.logit_offsets, "surprise": output.surprise}
+            more = {name: tensor for name, tensor in more.items() if tensor is not None}
+            rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts, None, log_probs, **more)
             self._last_obs = new_obs  # type: ignore[assignment]  # as in SB3: VecEnv also allows tuples, we do not
             self._last_episode_starts = dones
             if not continue_training:
@@ -367,8 +400,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             return False
         rollout = evaluate_rollout(self.policy, rollout_buffer, new_obs)
         values = rollout.last.values.unsqueeze(1)  # [n_envs, 1]; SB3's name, for callbacks
-        rollout_buffer.set_values(rollout.values, rollout.mlp_values)
-        rollout_buffer.compute_returns_and_advantage(values, dones, rollout.terminal.values.cpu().numpy())
+        rollout_buffer.set_values(rollout.values, rollout.mlp_values, rollout.terminal.values.cpu().numpy())
+        rollout_buffer.compute_returns_and_advantage(values, dones)
         self._update_gates(rollout, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -399,7 +432,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
                 advantages = buffer.advantages_under(rollout.mlp_values, last, dones, terminal)
             gate.update(distributed.of_all_envs(rollout.residual), distributed.of_all_envs(advantages))
         if attention_q is not None:
-            predicted = distributed.of_all_envs(evaluate_actions_taken(self.policy, buffer))
+            predicted = distributed.of_all_envs(rollout.action_advantages)
             advantages = distributed.of_all_envs(buffer.advantages)
             for name, value in attention_q.update_gate(predicted, advantages).items():
                 self.logger.record(f"rollout/attention_q_{name}", value)
@@ -412,10 +445,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         if self.policy.masked_prediction is not None:
             self.recent_trajectories.add(self.rollout_buffer)
-        clip_range = self._current(self.clip_range)
         gate = self.policy.value_gate
-        log = TrainLog(clip_range, logs_attention=gate is None or not gate.is_closed)
-        settings = self._update_settings(clip_range)
+        settings = self._update_settings()
+        log = TrainLog(settings.clip_range, logs_attention=gate is None or not gate.is_closed)
         update = update_class(self.policy)(self.policy, self.rollout_buffer, self.recent_trajectories, settings, log)
         adam = QuickAdam(self.policy.optimizer)
         self._n_iterations += 1
@@ -441,9 +473,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", clip_range)
-        if self.clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", self._current(self.clip_range_vf))
+        self.logger.record("train/clip_range", settings.clip_range)
+        if settings.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", settings.clip_range_vf)
 
     def _optimize(self, losses: Losses, adam: QuickAdam, log: TrainLog) -> None:
         """
@@ -490,11 +522,11 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         assert callable(schedule)
         return float(schedule(self._current_progress_remaining))
 
-    def _update_settings(self, clip_range: float) -> UpdateSettings:
+    def _update_settings(self) -> UpdateSettings:
         assert self.batch_size is not None
         return UpdateSettings(
             self.batch_size,
-            clip_range,
+            self._current(self.clip_range),
             None if self.clip_range_vf is None else self._current(self.clip_range_vf),
             self.normalize_advantage,
             self.ent_coef,
@@ -525,9 +557,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If masks are asked for, and the environment has none
         """
         assert self.env is not None, "No environment was given: pass env to the constructor, to load() or to set_env()"
-        has_masks = is_masking_supported(self.env)
-        if use_masking and not has_masks:
+        if use_masking and not is_masking_supported(self.env):
             raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
+        make_action_distribution(self.action_space, self.policy.action_dist)  # it may have been replaced
+        warn_about_replaced_methods(self.policy)
         self.use_masking = forbids_actions(self.env) if use_masking is None else use_masking
         self._join_others()
         callback, progress_bar = distributed.callbacks_of(callback), progress_bar and distributed.rank() == 0
@@ -595,15 +628,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             given = {"policy_kwargs": self.policy_kwargs, "aux_loss": self.aux_loss}
             check_same_network(stored_network(load_path_or_dict), given, self.policy_class)
-            position = load_path_or_dict.tell() if hasattr(load_path_or_dict, "tell") else None
-            _, parameters, _ = load_from_zip_file(load_path_or_dict, device="cpu", load_data=False)
-            if position is not None:
-                load_path_or_dict.seek(position)
-        else:
-            parameters = load_path_or_dict
-        if exact_match and "policy" in parameters:
-            stored: Any = parameters["policy"]
-            check_same_parameters(stored, self.policy.state_dict())
+            _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        if exact_match and "policy" in load_path_or_dict:
+            check_same_parameters(load_path_or_dict["policy"], self.policy.state_dict())
         super().set_parameters(load_path_or_dict, exact_match, device)
 
 

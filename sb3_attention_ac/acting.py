@@ -1,4 +1,4 @@
-"""Acting: observations in, actions out, one step of every environment at a time."""
+"""Stepping a network that remembers, one step of every environment at a time, and the state of ``predict``."""
 
 import warnings
 from typing import Any
@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_attention_ac.networks.history_network import HistoryEncoder
-from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache, Surprise
+from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache
 from sb3_attention_ac.type_aliases import EncoderOutput, Obs, TrajectoryWindows
 
 CALLS_BEFORE_WARNING = 20
@@ -132,32 +132,19 @@ def checked_episode_starts(state: Any, given: Any, n_envs: int) -> np.ndarray:
     return np.reshape(np.asarray(given, dtype=bool), n_envs)
 
 
-class MemoryActor:
+class SteppedNetwork:
     """
-    An actor that remembers, stepped. It holds no memory itself: KV caches go in and out.
+    What is stepped where acting needs a memory: a memory actor, or with Q_att beside an MLP actor the critic. It holds no
+    memory itself: KV caches go in and out.
 
     :param encoder: The way from raw steps to latents
-    :param n_context: Context steps before a chunk
-    :param chunk_length: Steps between two rebuilds of a cache: the chunk length of training, so that a step sees the same past
+    :param incremental: Its network, one step at a time
     :param features_dim: Width of the features of an observation
     :param action_dim: Number of action dimensions in the buffer
-    :param n_landmarks: Earlier steps that stay readable
-    :param surprise: How unexpected a step is, if landmarks are chosen by that
     """
 
-    def __init__(
-        self,
-        encoder: HistoryEncoder,
-        n_context: int,
-        chunk_length: int,
-        features_dim: int,
-        action_dim: int,
-        n_landmarks: int = 0,
-        surprise: Surprise | None = None,
-    ):
-        self.encoder = encoder
-        network, mlp = encoder.network, encoder.mlp
-        self.incremental = IncrementalEncoder(network, mlp, n_context, chunk_length, n_landmarks, surprise)
+    def __init__(self, encoder: HistoryEncoder, incremental: IncrementalEncoder, features_dim: int, action_dim: int):
+        self.encoder, self.incremental = encoder, incremental
         self._dims = features_dim, encoder.encode_previous.dim, action_dim
 
     def empty(self, n_envs: int) -> KVCache:

@@ -190,15 +190,6 @@ class MemoryActorArchitecture(Architecture):
         return parameters
 
 
-def make_architecture(memory_actor: bool, **options: Any) -> Architecture:
-    """
-    :param memory_actor: Whether the actor attends to the trajectory
-    :param options: Those of :class:`Architecture`
-    :return: The architecture
-    """
-    return (MemoryActorArchitecture if memory_actor else MlpActorArchitecture)(**options)
-
-
 def resolve_keys(
     space: spaces.Space[Any], actor_keys: Sequence[str] | None, critic_keys: Sequence[str] | None, memory_actor: bool
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:

@@ -13,7 +13,6 @@ state. A gate keeps beta at zero until predictions made before an update have ag
 
 import numpy as np
 import torch as th
-import torch.nn.functional as F
 from torch import nn
 
 from sb3_attention_ac.networks.distributions import ActionDistribution, Categoricals
@@ -114,15 +113,6 @@ class AttentionQ(nn.Module):
         after = self.distribution.log_probs(given._replace(parameters=given.parameters + offsets))
         before, floor = self.distribution.log_probs(given), th.finfo(after.dtype).min
         return (after.exp() * (after.clamp(min=floor) - before.clamp(min=floor))).sum(dim=(-2, -1))
-
-    @staticmethod
-    def loss(predicted: th.Tensor, advantages: th.Tensor) -> th.Tensor:
-        """
-        :param predicted: A_att of a minibatch, [N, n]
-        :param advantages: Its normalized advantages, [N, n]
-        :return: Mean squared error
-        """
-        return F.mse_loss(predicted, advantages)
 
     def update_gate(self, predicted: np.ndarray, advantages: np.ndarray) -> dict[str, float]:
         """

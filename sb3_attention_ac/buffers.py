@@ -5,12 +5,13 @@ No hidden states are stored, so none goes stale: what a window needs is recomput
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBufferSamples
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
@@ -42,6 +43,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
 
     mlp_values: np.ndarray
     episode_ids: np.ndarray
+    surprises: np.ndarray
     terminal_observations: dict[tuple[int, int], Any]
     terminal_values: np.ndarray
 
@@ -66,9 +68,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
                 "but n_context must be at least 0 and chunk_length at least 1."
             )
         check_rule(landmark_rule)
-        self.n_context = n_context
-        self.chunk_length = equal_chunks(buffer_size, chunk_length)
-        self.n_history = n_context + 1 + (self.chunk_length if n_landmarks > 0 else 0)
+        self.n_context, self.longest_chunk = n_context, chunk_length
         self.held_noise = held_noise
         self.n_landmarks, self.landmark_rule = n_landmarks, landmark_rule
         self._storage: StepStorage | None = None
@@ -86,9 +86,15 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         return self._storage
 
     def reset(self) -> None:
-        """Start a new rollout; the last steps of the one before stay as context."""
-        if self._storage is None:
-            sizes, spaces_ = (self.n_history, self.buffer_size, self.n_envs), (self.observation_space, self.action_space)
+        """
+        Start a new rollout; the last steps of the one before stay as context, unless ``buffer_size`` or ``n_envs`` have been
+        changed.
+        """
+        self.chunk_length = equal_chunks(self.buffer_size, self.longest_chunk)
+        self.n_history = self.n_context + 1 + (self.chunk_length if self.n_landmarks > 0 else 0)
+        sizes = (self.n_history, self.buffer_size, self.n_envs)
+        if self._storage is None or self._storage.sizes != sizes:
+            spaces_ = self.observation_space, self.action_space
             self._storage = StepStorage(*sizes, *spaces_, self.held_noise, self.landmark_rule == "surprise")
             if self.n_landmarks > 0:
                 self._landmarks = LandmarkStorage(self._storage, self.n_landmarks, self.n_context, self.chunk_length)
@@ -141,9 +147,9 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         if self.landmark_rule == "surprise":
             if surprise is None:
                 raise ValueError("landmark_rule='surprise' needs to be told surprise=..., how unexpected each step was.")
-            self.storage.arrays["surprises"][self.n_history + self.pos] = surprise.cpu().numpy()
+            self.surprises[self.pos] = surprise.cpu().numpy()
         if value is not None:
-            self.values[self.pos] = value.detach().cpu().numpy().flatten()
+            self.values[self.pos] = self.mlp_values[self.pos] = value.detach().cpu().numpy().flatten()
         if log_prob is not None:
             self.log_probs[self.pos] = log_prob.detach().cpu().numpy().flatten()
         if action_masks is not None:
@@ -170,28 +176,27 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         self.terminal_observations[self.pos - 1, env] = map_obs(np.array, obs)  # a copy: environments may use it again
 
-    def set_values(self, values: np.ndarray, mlp_values: np.ndarray | None = None) -> None:
+    def set_values(
+        self, values: np.ndarray, mlp_values: np.ndarray | None = None, terminal_values: np.ndarray | None = None
+    ) -> None:
         """
         :param values: V(h_t) before any update, [buffer_size, n_envs]
         :param mlp_values: The part of them that learns from transitions, V_mlp(s_t), [buffer_size, n_envs]; None for all
+        :param terminal_values: Values of :attr:`terminal_observations`, in their order; None to count them as zero
         """
         self.values[:] = values
         self.mlp_values[:] = values if mlp_values is None else mlp_values
+        if terminal_values is not None:
+            self.terminal_values = terminal_values
 
-    def compute_returns_and_advantage(
-        self, last_values: th.Tensor, dones: np.ndarray, terminal_values: np.ndarray | None = None
-    ) -> None:
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
         GAE(lambda) as in SB3. An episode cut off by a time limit did not end: the value of its last observation is added to
-        its last reward (see https://github.com/DLR-RM/stable-baselines3/issues/633).
+        its last reward (see https://github.com/DLR-RM/stable-baselines3/issues/633). :attr:`rewards` stay without it.
 
         :param last_values: Values of the observations after the last step, one for each env
         :param dones: Whether the last step ended an episode, one for each env
-        :param terminal_values: Values of :attr:`terminal_observations`, in their order; None for those of the last call, as in
-            a callback that computes advantages again
         """
-        if terminal_values is not None:
-            self.terminal_values = terminal_values
         last = last_values.detach().cpu().numpy().flatten()
         self.advantages = self.advantages_under(self.values, last, dones, self.terminal_values)
         self.returns = self.advantages + self.values
@@ -336,11 +341,11 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """
-        Shuffled transitions, as in SB3.
+        Shuffled transitions, as in SB3, or with action masks as in contrib.
 
         :param batch_size: Transitions in a minibatch, None for all at once
         """
-        return (RolloutBufferSamples(*samples[:6]) for samples in self.get_transitions(batch_size))  # type: ignore[arg-type]
+        return (_as_sb3s(samples) for samples in self.get_transitions(batch_size))
 
     def get_transitions(self, batch_size: int | None = None) -> Generator[TransitionSamples, None, None]:
         """
@@ -360,15 +365,17 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :return: These transitions
         """
         data, rows = self.tensors(), indices + self.n_history * self.n_envs
-        targets: Any = [
-            None if (array := self.target(name)) is None else array.flatten(0, 1)[indices]
-            for name in ("mlp_values", "log_probs", "advantages", "returns", "action_masks", "logit_offsets")
-        ]
+        targets: Any = self._targets_of("mlp_values", lambda array: array.flatten(0, 1)[indices])
         observations: Any = map_obs(lambda obs: obs.flatten(0, 1)[rows], data.observations)  # [R, E, ...] -> [R * E, ...]
         return TransitionSamples(observations, data.actions.flatten(0, 1)[rows], *targets)
 
+    def _targets_of(self, values: str, select: Callable[[th.Tensor], th.Tensor]) -> list[th.Tensor | None]:
+        """What the losses need, in the order of the samples' fields; None for what this rollout does not have"""
+        names = (values, "log_probs", "advantages", "returns", "action_masks", "logit_offsets")
+        return [None if (array := self.target(name)) is None else select(array) for name in names]
+
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
-        return RolloutBufferSamples(*self.transition_samples(th.as_tensor(batch_inds))[:6])  # type: ignore[arg-type]
+        return _as_sb3s(self.transition_samples(th.as_tensor(batch_inds)))
 
     def get_windows(
         self, batch_size: int | None = None, random: np.random.RandomState | None = None
@@ -401,10 +408,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         windows, actions = self.windows(starts, envs, length)
         steps, env = self._grid(starts, envs, length)
-        targets: Any = [
-            None if (array := self.target(name)) is None else array[steps, env]
-            for name in ("values", "log_probs", "advantages", "returns", "action_masks", "logit_offsets")
-        ]
+        targets: Any = self._targets_of("values", lambda array: array[steps, env])
         return WindowSamples(windows, actions, *targets)
 
 
@@ -420,3 +424,11 @@ def equal_chunks(n_steps: int, longest: int) -> int:
     :return: The length of chunks that are as equal as can be
     """
     return math.ceil(n_steps / math.ceil(n_steps / longest))
+
+
+def _as_sb3s(samples: TransitionSamples) -> RolloutBufferSamples:
+    """:return: The same, as SB3 and with action masks contrib name them"""
+    fields: Any = samples
+    if samples.action_masks is not None:
+        return MaskableRolloutBufferSamples(*fields[:7])  # type: ignore[return-value]
+    return RolloutBufferSamples(*fields[:6])

@@ -43,5 +43,5 @@ def evaluate_action_advantages(policy: AttentionActorCriticPolicy, encoded: Wind
             latent_pi = policy.mlp_actor_latent(last)
         masks, offsets = (None if x is None else x.flatten(0, 1) for x in (batch.action_masks, batch.logit_offsets))
         given = policy.action_parameters(latent_pi, None, masks, offsets)
-    latent, actions = encoded.acting.latent.flatten(0, 1), batch.actions.flatten(0, 1)
+    latent, actions = encoded.stepped.latent.flatten(0, 1), batch.actions.flatten(0, 1)
     return policy.attention_q.advantages(latent, given, actions, policy.log_std_or_none).reshape(batch.actions.shape[:2])

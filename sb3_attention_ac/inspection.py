@@ -152,9 +152,9 @@ def predict_next(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows,
     policy.set_training_mode(False)
     n = actions.shape[1]
     encoded = policy.encode_windows(windows, n)
-    assert encoded.acting.hidden is not None
+    assert encoded.stepped.hidden is not None
     encoded_actions = encode_actions(actions, policy.action_space)
-    return policy.next_step_prediction.predict(encoded.acting.hidden, encoded.features[:, -n:], encoded_actions)
+    return policy.next_step_prediction.predict(encoded.stepped.hidden, encoded.features[:, -n:], encoded_actions)
 
 
 def plot_attention(weights: np.ndarray, episode_starts: np.ndarray | th.Tensor) -> Figure:

@@ -10,8 +10,6 @@ that what is new replaces what is old. Raw steps are kept, nothing hidden: each 
 the same choice, sees the same steps as training.
 """
 
-from typing import Any
-
 import numpy as np
 import torch as th
 
@@ -19,6 +17,7 @@ from sb3_attention_ac.step_storage import NO_EPISODE, StepStorage
 from sb3_attention_ac.type_aliases import TrajectoryWindows, map_obs
 
 RULES = ("first", "surprise")
+CPU = th.device("cpu")
 SURPRISE_DECAY = 0.9  # of a landmark's surprise, at each choice
 
 
@@ -40,22 +39,9 @@ class LandmarkStorage:
 
     def __init__(self, storage: StepStorage, n_landmarks: int, n_context: int, chunk_length: int):
         self.storage, self.n_landmarks, self.n_context, self.chunk_length = storage, n_landmarks, n_context, chunk_length
-        self.n_chunks = -(-(storage.n_rows - storage.n_history) // chunk_length)
-        rows = np.zeros((self.n_chunks, n_landmarks), dtype=np.int64) + 1
-        self.arrays: dict[str, Any] = {
-            name: map_obs(lambda array: np.zeros_like(array).swapaxes(1, 2), part) for name, part in self._steps(rows).items()
-        }  # [n_chunks, n_envs, K, ...] each
-        self.arrays["episode_ids"] += NO_EPISODE
-        self._length = chunk_length  # of the chunk before
-
-    def _steps(self, rows: np.ndarray) -> dict[str, Any]:
-        """:return: What a window holds of these rows, [*rows.shape, n_envs, ...] each"""
-        arrays = self.storage.arrays
-        before = {"previous_actions": "actions", "previous_rewards": "rewards"}
-        optional = [name for name in ("noise_ids", "surprises") if name in arrays]
-        same = ["observations", "episode_starts", "episode_ids", "ages", *optional]
-        steps = {name: map_obs(lambda array: array[rows], arrays[name]) for name in same}
-        return steps | {name: arrays[source][rows - 1] for name, source in before.items()}
+        self._envs = th.arange(storage.n_envs).unsqueeze(1)  # [n_envs, 1]
+        nothing = storage.tensors(CPU).windows(th.ones((storage.n_envs, n_landmarks), dtype=th.int64), self._envs)
+        self._chunks = [nothing]  # of each chunk so far, [n_envs, K, ...]
 
     def start_rollout(self, n_stored: int) -> None:
         """
@@ -64,9 +50,7 @@ class LandmarkStorage:
         :param n_stored: How many steps the rollout before had
         """
         last = max(n_stored - 1, 0) // self.chunk_length
-        self._length = n_stored - last * self.chunk_length
-        self.arrays = {name: map_obs(lambda old: _with_first(old, old[last]), part) for name, part in self.arrays.items()}
-        self._select(0, self.storage.n_history, self._length)
+        self._chunks = [self._next(self._chunks[last], self.storage.n_history, n_stored - last * self.chunk_length)]
 
     def add(self, step: int) -> None:
         """
@@ -74,60 +58,28 @@ class LandmarkStorage:
 
         :param step: Its number in the rollout
         """
-        chunk, offset = divmod(step, self.chunk_length)
-        if offset == 0 and chunk > 0:
-            for part in self.arrays.values():
-                map_obs(lambda array: array.__setitem__(chunk, array[chunk - 1]), part)
-            self._select(chunk, self.storage.n_history + step, self.chunk_length)
+        if step > 0 and step % self.chunk_length == 0:
+            self._chunks.append(self._next(self._chunks[-1], self.storage.n_history + step, self.chunk_length))
 
-    def _select(self, chunk: int, row: int, n_leaving: int) -> None:
-        """The landmarks of a chunk that begins in this row, from its current ones and the steps that have left the context"""
-        first = row - self.n_context - n_leaving
-        leaving = self._steps(np.arange(first, first + n_leaving))  # [n_leaving, n_envs, ...] each
-        candidates = {
-            name: map_obs(lambda old, new: np.concatenate([old[chunk], new.swapaxes(0, 1)], axis=1), self.arrays[name], part)
-            for name, part in leaving.items()
-        }  # [n_envs, K + n_leaving, ...] each
-        ids = candidates["episode_ids"]
-        present = self.storage.arrays["episode_ids"][row - 1][:, None]
-        valid = (ids == present) & (present != NO_EPISODE)
-        surprises = th.from_numpy(candidates["surprises"]) if "surprises" in candidates else None
-        order = choose(th.from_numpy(candidates["ages"]), surprises, th.from_numpy(valid), self.n_landmarks).numpy()
-        envs = np.arange(len(order))[:, None]
-        candidates["episode_ids"] = np.where(valid, ids, NO_EPISODE)
-        for name, part in candidates.items():  # [n_envs, K, ...] each
-            map_obs(lambda array, new: array.__setitem__(chunk, new[envs, order]), self.arrays[name], part)
-        if surprises is not None:
-            self.arrays["surprises"][chunk] *= np.float32(SURPRISE_DECAY)
+    def _next(self, landmarks: TrajectoryWindows, row: int, n_leaving: int) -> TrajectoryWindows:
+        """The landmarks of a chunk that begins in this row, from those before and the steps that have left the context"""
+        steps = self.storage.tensors(CPU, row)
+        rows = th.arange(row - n_leaving, row).expand(len(self._envs), -1) - self.n_context
+        leaving, present = steps.windows(rows, self._envs), steps.episode_ids[-1].unsqueeze(1)
+        return landmarks_after(landmarks, leaving, th.ones_like(rows, dtype=th.bool), present)
 
     def tensors(self, device: th.device) -> TrajectoryWindows:
         """:return: The landmarks of each chunk and environment as windows, [n_chunks, n_envs, K, ...] each"""
-        empty, last_before = self.arrays["episode_ids"] == NO_EPISODE, self.storage.n_history - 1
+        chunks = self._chunks[0].map(lambda *parts: th.stack(parts), *self._chunks[1:])
+        empty, last_before = chunks.episode_ids == NO_EPISODE, self.storage.n_history - 1
 
-        def fill(array: np.ndarray, steps: np.ndarray) -> None:
+        def fill(landmarks: th.Tensor, steps: np.ndarray) -> th.Tensor:
             """A features extractor may not be finite on zeros: where there is no landmark, it gets an observation"""
-            chunks, envs, slots = empty.nonzero()
-            array[chunks, envs, slots] = steps[last_before, envs]
+            where = empty.reshape(*empty.shape, *[1] * (landmarks.dim() - 3))
+            return th.where(where, th.from_numpy(steps[last_before]).unsqueeze(1), landmarks)
 
-        map_obs(fill, self.arrays["observations"], self.storage.arrays["observations"])
-        parts = {name: map_obs(lambda array: th.as_tensor(array, device=device), part) for name, part in self.arrays.items()}
-        return TrajectoryWindows(
-            parts["observations"],
-            parts["previous_actions"].float(),
-            parts["previous_rewards"],
-            parts["episode_starts"] > 0,
-            parts["episode_ids"],
-            parts["ages"],
-            parts.get("noise_ids"),
-            parts.get("surprises"),
-            self.n_landmarks,
-        )
-
-
-def _with_first(old: np.ndarray, first: np.ndarray) -> np.ndarray:
-    new = np.zeros_like(old)
-    new[0] = first
-    return new
+        filled = map_obs(fill, chunks.observations, self.storage.arrays["observations"])
+        return chunks._replace(observations=filled).map(lambda part: part.to(device))._replace(n_landmarks=self.n_landmarks)
 
 
 def landmarks_after(
@@ -148,8 +100,10 @@ def landmarks_after(
     valid &= th.cat([th.ones_like(landmarks.episode_ids, dtype=th.bool), has_left], dim=1)
     order = choose(candidates.ages, candidates.surprises, valid, n_landmarks)  # [N, K]
     windows = th.arange(len(order), device=order.device).unsqueeze(1)
-    there = candidates._replace(episode_ids=th.where(valid, candidates.episode_ids, NO_EPISODE))
-    return there.map(lambda part: part[windows, order])._replace(n_landmarks=n_landmarks)
+    ids = th.where(valid, candidates.episode_ids, NO_EPISODE)
+    faded = None if candidates.surprises is None else candidates.surprises * SURPRISE_DECAY
+    chosen = candidates._replace(episode_ids=ids, surprises=faded).map(lambda part: part[windows, order])
+    return chosen._replace(n_landmarks=n_landmarks)
 
 
 def choose(ages: th.Tensor, surprises: th.Tensor | None, valid: th.Tensor, n_landmarks: int) -> th.Tensor:
@@ -163,7 +117,8 @@ def choose(ages: th.Tensor, surprises: th.Tensor | None, valid: th.Tensor, n_lan
     :param n_landmarks: K
     :return: Which of them stay, in this order, [N, K]
     """
-    # The cheapest stay. Of equal surprises the earlier: where a choice is made must not matter
+    # The cheapest stay: where a choice is made must not matter. Where surprises differ by less than 0.01, the earlier step is
+    # preferred; ages count modulo 1,000, so that float32 can tell them apart
     costs = ages if surprises is None else ages % 1000.0 * 1e-5 - surprises
     # Costs in an episode differ: the order of equal ones, which are not valid, says nothing. ONNX knows no stable sort
     order = th.where(valid, costs, th.inf).argsort(dim=1)[:, :n_landmarks]

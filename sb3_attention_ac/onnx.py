@@ -18,7 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from sb3_attention_ac.aac import AttentionActorCritic
-from sb3_attention_ac.acting import MemoryActor
+from sb3_attention_ac.acting import SteppedNetwork
 from sb3_attention_ac.networks.distributions import Categoricals
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache, Rows
 from sb3_attention_ac.networks.transformer import as_real
@@ -57,7 +57,7 @@ class _Actor(nn.Module):
     def __init__(self, policy: AttentionActorCriticPolicy, with_masks: bool):
         super().__init__()
         self.policy, self.tilts = policy, policy.tilts
-        self.memory: MemoryActor | None = None
+        self.memory: SteppedNetwork | None = None
         self.outputs = ["action"]
         space = policy.observation_space
         if self.tilts and policy.actor_keys != policy.critic_keys:

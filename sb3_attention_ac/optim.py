@@ -100,14 +100,16 @@ class QuickAdam:
         """:return: False if this is not the common case, or before the first steps, which PyTorch takes"""
         i, has_gradient = which
         parameters = list(compress(group["params"], has_gradient))
+        learning = [parameter for parameter in group["params"] if parameter.requires_grad]  # not the key encoder's
         kinds = {(parameter.device, parameter.dtype, parameter.grad.layout) for parameter in parameters}
         is_common = group["fused"] and not any(
             map(group.get, ("amsgrad", "differentiable", "capturable", "decoupled_weight_decay"))
         )
-        if not is_common or len(kinds) > 1 or not all(map(self.optimizer.state.get, group["params"])):
+        is_frozen = any(not parameter.requires_grad for parameter in parameters)  # and has a gradient all the same
+        if not is_common or is_frozen or len(kinds) > 1 or not all(map(self.optimizer.state.get, learning)):
             return False
         if i not in self._counts:
-            states = [self.optimizer.state[parameter] for parameter in group["params"]]
+            states = [self.optimizer.state[parameter] for parameter in learning]
             self._counts[i] = th.stack([state["step"] for state in states])
             for state, counter in zip(states, self._counts[i], strict=True):
                 state["step"] = counter
@@ -115,7 +117,7 @@ class QuickAdam:
             [self.optimizer.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
         )
         counts = self._counts[i]
-        steps = th.tensor(has_gradient, dtype=counts.dtype, device=counts.device)
+        steps = th.tensor([parameter.grad is not None for parameter in learning], dtype=counts.dtype, device=counts.device)
         self._collected[which] = _Collected(parameters, averages, squared_averages, counters, counts, steps)
         return True
 

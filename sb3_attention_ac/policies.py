@@ -1,7 +1,9 @@
 """Policies: SB3's interface to networks that attend to the trajectory."""
 
 import copy
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +17,13 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_attention_ac.acting import MemoryActor, StateUse, acting_mode, checked_episode_starts
-from sb3_attention_ac.architecture import make_architecture, resolve_keys
+from sb3_attention_ac.acting import StateUse, SteppedNetwork, acting_mode, checked_episode_starts
+from sb3_attention_ac.architecture import MemoryActorArchitecture, MlpActorArchitecture, resolve_keys
 from sb3_attention_ac.attention_q import AttentionQ
-from sb3_attention_ac.auxiliary import build_auxiliary
+from sb3_attention_ac.auxiliary.masked_prediction import MaskedPrediction
+from sb3_attention_ac.auxiliary.next_step_prediction import NextStepPrediction
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.losses import NotFiniteError
 from sb3_attention_ac.networks.distributions import (
     as_sb3_distribution,
     check_masks,
@@ -27,6 +31,7 @@ from sb3_attention_ac.networks.distributions import (
 )
 from sb3_attention_ac.networks.extractors import as_module, with_actor
 from sb3_attention_ac.networks.history_network import HistoryEncoder, frozen
+from sb3_attention_ac.networks.kv_cache import IncrementalEncoder
 from sb3_attention_ac.networks.preprocessing import encode_actions
 from sb3_attention_ac.type_aliases import (
     ActionParameters,
@@ -48,6 +53,8 @@ from sb3_attention_ac.validation import (
     check_not_overridden,
 )
 
+SB3_ARGUMENTS = list(inspect.signature(ActorCriticPolicy.__init__).parameters)[4:]  # after the learning rate's schedule
+
 Act = Callable[[Obs, np.ndarray, th.Tensor | None], ActorOutput]
 
 
@@ -64,6 +71,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
+    :param args: Further ones of :class:`stable_baselines3.common.policies.ActorCriticPolicy`, in its order
     :param context_length: How many earlier steps L of its episode a step sees at least, if there are as many; 1 or more. It
         sees at most 3L - 1, with ``memory_actor`` L + max(L, 32) - 1
     :param d_model: Width of a token, a multiple of ``n_heads``
@@ -97,6 +105,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
+        *args: Any,
         context_length: int = 32,
         d_model: int = 64,
         n_layers: int = 1,
@@ -117,10 +126,10 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         chunk_length: int | None = None,
         **kwargs: Any,
     ):
+        kwargs.update(zip(SB3_ARGUMENTS, args, strict=False))
         check_not_overridden(type(self), AttentionActorCriticPolicy, memory_actor)
         check_flags(memory_actor=memory_actor, share_encoder=share_encoder, attention_q=attention_q)
-        self.architecture = make_architecture(
-            memory_actor,
+        self.architecture = (MemoryActorArchitecture if memory_actor else MlpActorArchitecture)(
             context_length=context_length,
             d_model=d_model,
             n_layers=n_layers,
@@ -150,6 +159,12 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             # SB3's epsilon; the fused step does the same arithmetic in one kernel
             kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
         if self.actor_keys != self.critic_keys:
+            if kwargs.get("share_features_extractor"):
+                warnings.warn(
+                    "share_features_extractor=True has no effect: actor_keys and critic_keys differ, so actor and critic have "
+                    "a features extractor each.",
+                    stacklevel=2,
+                )
             kwargs["share_features_extractor"] = False
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.state_use = StateUse()
@@ -194,7 +209,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :param build: SB3's ``_build_mlp_extractor``, or an override of it
         """
         build()
-        actor_dim, critic_dim = self.features_dim, self.vf_features_extractor.features_dim
+        actor_dim, critic_dim = self.features_dim, self._critic_extractor.features_dim
         if critic_dim != actor_dim:
             actor, self.features_dim = self.mlp_extractor, critic_dim
             build()
@@ -216,20 +231,19 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def _build_attention(self) -> None:
         self.distribution = make_action_distribution(self.action_space, self.action_dist)
+        self._actions_shape = (-1, *(self.action_space.shape or ()))  # of a batch
         start = getattr(self.action_space, "start", 0)
         self._first_action = start if np.any(start) else None
         architecture, mlps = self.architecture, self.mlp_extractor
-        features_dims = self.pi_features_extractor.features_dim, self.vf_features_extractor.features_dim
+        features_dims = self._actor_extractor.features_dim, self._critic_extractor.features_dim
         self.actor_network, self.critic_network, self.value_gate = architecture.build(mlps, features_dims, self.action_space)
-        acting_dim = features_dims[0] if self.memory_actor else features_dims[1]
-        self.masked_prediction, self.next_step_prediction = build_auxiliary(
-            self.aux_targets,
-            self.temperature,
-            architecture.d_model,
-            acting_dim,
-            *self._trained_by_masking(),
-            self.action_space,
-        )
+        stepped_dim = features_dims[0] if self.memory_actor else features_dims[1]
+        next_step, masked = None, tuple(target for target in self.aux_targets if target != "next_step")
+        if "next_step" in self.aux_targets:
+            next_step = NextStepPrediction(architecture.d_model, spaces.flatdim(self.action_space), stepped_dim)
+        arguments = architecture.d_model, *self._trained_by_masking(), self.action_space, self.temperature
+        self.masked_prediction = MaskedPrediction(masked, *arguments) if masked else None
+        self.next_step_prediction = next_step  # in this order: files hold the optimizer's state by the number of a parameter
         self.attention_q = None
         if architecture.attention_q:
             latent_dim = mlps.latent_dim_pi if self.memory_actor else mlps.latent_dim_vf
@@ -240,8 +254,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """:return: Features extractor and MLP before the encoder that the critic reads, and the width of the MLP's output"""
         mlps = self.mlp_extractor
         if self.actor_network is not None and self.critic_network.encoder is None:
-            return self.pi_features_extractor, as_module(mlps, "policy_net", "forward_actor"), mlps.latent_dim_pi
-        return self.vf_features_extractor, as_module(mlps, "value_net", "forward_critic"), mlps.latent_dim_vf
+            return self._actor_extractor, as_module(mlps, "policy_net", "forward_actor"), mlps.latent_dim_pi
+        return self._critic_extractor, as_module(mlps, "value_net", "forward_critic"), mlps.latent_dim_vf
 
     def masked_encoder(self) -> HistoryEncoder:
         """:return: The encoder that the critic reads: what the masked prediction teaches"""
@@ -266,7 +280,17 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return own(self._entries(obs, features_extractor), features_extractor)
         if self.share_features_extractor:
             return own(self._entries(obs, self.features_extractor), self.features_extractor)
-        return tuple(own(self._entries(obs, e), e) for e in (self.pi_features_extractor, self.vf_features_extractor))
+        return tuple(own(self._entries(obs, e), e) for e in (self._actor_extractor, self._critic_extractor))
+
+    @property
+    def _actor_extractor(self) -> BaseFeaturesExtractor:
+        """The actor's features extractor, which a user may have replaced; SB3's other names for a shared one are older"""
+        return self.features_extractor if self.share_features_extractor else self.pi_features_extractor
+
+    @property
+    def _critic_extractor(self) -> BaseFeaturesExtractor:
+        """Likewise the critic's"""
+        return self.features_extractor if self.share_features_extractor else self.vf_features_extractor
 
     def _entries(self, obs: PyTorchObs, extractor: BaseFeaturesExtractor) -> PyTorchObs:
         """Only those entries of Dict observations that the extractor reads"""
@@ -274,7 +298,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return obs
         keys: Any = getattr(extractor, "keys_read", None)
         if keys is None:  # one of the user's own, put in later
-            keys = self.actor_keys if extractor is self.pi_features_extractor else self.critic_keys
+            keys = self.actor_keys if extractor is self._actor_extractor else self.critic_keys
         return obs if keys is None or len(keys) == len(obs) else {key: obs[key] for key in keys}
 
     @property
@@ -283,7 +307,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         if self.actor_network is None:
             return None
         encode_previous = self.architecture.previous_step_encoder(self.action_space, reads_rewards=False)
-        extractor = self.pi_features_extractor
+        extractor = self._actor_extractor
         mlp = self.mlp_extractor.forward_actor
         return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.actor_network, encode_previous)
 
@@ -292,7 +316,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """The critic's way from raw steps to latents"""
         acts = self.architecture.attention_q and not self.memory_actor  # then it is stepped, without rewards
         encode_previous = self.architecture.previous_step_encoder(self.action_space, reads_rewards=not acts)
-        extractor = self.vf_features_extractor
+        extractor = self._critic_extractor
         mlp = self.mlp_extractor.forward_critic
         return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.critic_network, encode_previous)
 
@@ -310,13 +334,13 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         if skip_critic and actor is not None:
             features = actor.features(windows)
             return WindowOutput(actor(windows, features, n), None, features)
-        features = acting_features = critic.features(windows)
+        features = stepped_features = critic.features(windows)
         if actor is not None:
             if not self.share_features_extractor:
-                acting_features = actor.features(windows)
-            output = actor(windows, acting_features, n)
+                stepped_features = actor.features(windows)
+            output = actor(windows, stepped_features, n)
         hidden = None if output is None else output.hidden
-        return WindowOutput(output, critic(windows, features, n, hidden, attends), acting_features)
+        return WindowOutput(output, critic(windows, features, n, hidden, attends), stepped_features)
 
     def critic_output(self, output: EncoderOutput) -> CriticOutput:
         """
@@ -389,7 +413,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return self.action_parameters(self.mlp_actor_latent(obs), None, masks)
         windows = TrajectoryWindows.of_single_steps(self._with_axis(obs), get_action_dim(self.action_space))
         encoded = self.encode_windows(windows, 1, skip_critic=True)
-        return self.decide(obs, encoded.acting.squeezed(), masks, self.tilts)[0]
+        return self.decide(obs, encoded.stepped.squeezed(), masks, self.tilts)[0]
 
     def _single_steps(self, obs: PyTorchObs, masks: th.Tensor | None) -> tuple[ActionParameters, th.Tensor]:
         """The action distribution of each observation, and their values, [N, 1]"""
@@ -399,9 +423,9 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         critic = self.critic_output(encoded.critic)
         values = critic.values  # [N, 1]
         if critic.residual is not None and self.value_gate is not None:  # gradients go to SB3's critic, unlike critic_output's
-            features = self.extract_features(obs, self.vf_features_extractor)
+            features = self.extract_features(obs, self._critic_extractor)
             values = self.value_net(self.mlp_extractor.forward_critic(features)) + self.value_gate.gate * critic.residual
-        return self.decide(obs, encoded.acting.squeezed(), masks, self.tilts)[0], values
+        return self.decide(obs, encoded.stepped.squeezed(), masks, self.tilts)[0], values
 
     def _with_axis(self, obs: PyTorchObs) -> Obs:
         """Scalars of a Discrete space as [N, 1], as the buffer stores them"""
@@ -423,7 +447,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         actions, log_prob = self.distribution.sample(given, self.log_std_or_none, deterministic)
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()  # as SB3's Bernoulli distribution has them
-        return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
+        return actions.reshape(self._actions_shape), values, log_prob
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor, action_masks: Any = None
@@ -465,7 +489,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def mlp_actor_latent(self, obs: PyTorchObs) -> th.Tensor:
         """:return: SB3's actor latent of each observation, [N, latent_dim_pi]"""
-        return self.mlp_extractor.forward_actor(self.extract_features(obs, self.pi_features_extractor))
+        return self.mlp_extractor.forward_actor(self.extract_features(obs, self._actor_extractor))
 
     @property
     def tilts(self) -> bool:
@@ -498,16 +522,15 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             given = given._replace(parameters=given.parameters + offsets)
         return given, offsets
 
-    def stepped_network(self) -> MemoryActor:
+    def stepped_network(self) -> SteppedNetwork:
         """The network that is stepped while acting: a memory actor's, or beside an MLP actor with Q_att the critic's"""
-        encoder, extractor = self.actor_encoder, self.pi_features_extractor
+        encoder, extractor = self.actor_encoder, self._actor_extractor
         if encoder is None:
-            encoder, extractor = self.critic_encoder, self.vf_features_extractor
-        n_context, action_dim = self.architecture.n_context, get_action_dim(self.action_space)
-        n_landmarks = self.architecture.n_landmarks
+            encoder, extractor = self.critic_encoder, self._critic_extractor
+        n_context, n_landmarks = self.architecture.n_context, self.architecture.n_landmarks
         surprise = self._surprise if self.architecture.landmark_rule == "surprise" else None
-        dims = extractor.features_dim, action_dim
-        return MemoryActor(encoder, n_context, self.chunk_length, *dims, n_landmarks, surprise)
+        incremental = IncrementalEncoder(encoder.network, encoder.mlp, n_context, self.chunk_length, n_landmarks, surprise)
+        return SteppedNetwork(encoder, incremental, extractor.features_dim, get_action_dim(self.action_space))
 
     def _surprise(self, hidden: th.Tensor, before: th.Tensor, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """As :meth:`sb3_attention_ac.auxiliary.next_step_prediction.NextStepPrediction.surprise`, of actions as sampled"""
@@ -537,7 +560,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             if cache is not None:
                 cache.previous_action.copy_(actions)
             surprise = cache.last_surprise() if self.architecture.landmark_rule == "surprise" and cache is not None else None
-            return ActorOutput(actions.reshape((-1, *(self.action_space.shape or ()))), log_prob, offsets, surprise)
+            return ActorOutput(actions.reshape(self._actions_shape), log_prob, offsets, surprise)
 
         return act
 
@@ -545,7 +568,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """:raises ValueError: If there is NaN or infinity: the actions would look valid, a memory would keep it"""
         actions, log_prob = self.distribution.sample(given, self.log_std_or_none, deterministic)
         if not math.isfinite(log_prob.detach().sum()):  # logits may be -inf: a network's own way to forbid actions
-            raise ValueError(
+            raise NotFiniteError(
                 "The actor's output is not finite: check the observations for NaN or infinity (VecCheckNan of "
                 "Stable-Baselines3 tells where they come from)."
             )
@@ -559,7 +582,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :return: Actions without a past, [N, *action_shape]
         """
         given = self._single_step_actions(observation, self.checked_masks(action_masks, observation))
-        return self._sample(given, deterministic)[0].reshape((-1, *(self.action_space.shape or ())))
+        return self._sample(given, deterministic)[0].reshape(self._actions_shape)
 
     def set_training_mode(self, mode: bool) -> None:
         """:param mode: True for training, False for acting"""
@@ -623,7 +646,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         else:
             masks = {} if action_masks is None else {"action_masks": action_masks}
             actions = self._predict(obs, deterministic, **masks)
-        env_actions = self.actions_for_env(actions.cpu().numpy().reshape((-1, *(self.action_space.shape or ()))))
+        env_actions = self.actions_for_env(actions.cpu().numpy().reshape(self._actions_shape))
         return env_actions if vectorized_env else env_actions.squeeze(axis=0), state
 
     def actions_for_env(self, actions: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ class RolloutValues(NamedTuple):
     values: np.ndarray
     mlp_values: np.ndarray
     residual: np.ndarray
+    action_advantages: np.ndarray
     last: CriticOutput
     terminal: CriticOutput
 
@@ -58,32 +59,20 @@ def evaluate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
     :return: What advantages need
     """
     attends = not policy.skips_attention
-    values, mlp_values, residual = (np.zeros_like(buffer.values) for _ in range(3))
+    values, mlp_values, residual, action_advantages = (np.zeros_like(buffer.values) for _ in range(4))
     for batch, where in _passes(buffer):
-        encoded = policy.encode_windows(batch.windows, batch.actions.shape[1], attends=attends).critic
-        assert encoded is not None
-        critic = policy.critic_output(encoded)
+        encoded = policy.encode_windows(batch.windows, batch.actions.shape[1], attends=attends)
+        assert encoded.critic is not None
+        critic = policy.critic_output(encoded.critic)
+        if policy.attention_q is not None:
+            action_advantages[where] = evaluate_action_advantages(policy, encoded, batch).cpu().numpy()
         values[where] = critic.values.cpu().numpy()
         mlp_values[where] = critic.mlp_values.cpu().numpy()
         if critic.residual is not None:
             residual[where] = critic.residual.cpu().numpy()
     last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
     last = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs), attends)
-    return RolloutValues(values, mlp_values, residual, last, _terminal_values(policy, buffer, attends))
-
-
-@th.no_grad()
-def evaluate_actions_taken(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer) -> np.ndarray:
-    """
-    :param policy: The policy that collected the rollout, with ``attention_q``
-    :param buffer: A full buffer
-    :return: A_att of its actions, [n_steps, n_envs]
-    """
-    advantages = np.zeros_like(buffer.values)
-    for batch, where in _passes(buffer):
-        encoded = policy.encode_windows(batch.windows, batch.actions.shape[1])
-        advantages[where] = evaluate_action_advantages(policy, encoded, batch).cpu().numpy()
-    return advantages
+    return RolloutValues(values, mlp_values, residual, action_advantages, last, _terminal_values(policy, buffer, attends))
 
 
 def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer, attends: bool) -> CriticOutput:

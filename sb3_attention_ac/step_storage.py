@@ -100,6 +100,7 @@ class StepStorage:
         with_surprises: bool = False,
     ):
         self.n_history, self.n_rows, self.n_envs = n_history, n_history + n_steps, n_envs
+        self.sizes = (n_history, n_steps, n_envs)
         self.noise_id = 0
 
         def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

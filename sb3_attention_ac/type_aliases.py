@@ -162,7 +162,7 @@ class WindowOutput(NamedTuple):
 
     :param actor: A memory actor's, [N, n, ...]; None for an MLP actor
     :param critic: The critic's, [N, n, ...]; None where only the actor was asked
-    :param features: Features of every step, as the network that acts has them (a memory actor's, else the critic's), [N, W, F]
+    :param features: Features of every step, as the stepped network has them (a memory actor's, else the critic's), [N, W, F]
     """
 
     actor: EncoderOutput | None
@@ -170,8 +170,8 @@ class WindowOutput(NamedTuple):
     features: th.Tensor
 
     @property
-    def acting(self) -> EncoderOutput:
-        """Of the network that acts: a memory actor's, else the critic's"""
+    def stepped(self) -> EncoderOutput:
+        """Of the network that is stepped where acting needs a memory: a memory actor's, else the critic's"""
         output = self.actor or self.critic
         assert output is not None
         return output

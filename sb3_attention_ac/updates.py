@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -112,14 +112,14 @@ class Update(ABC, Generic[Batch]):
         policy = self.policy
         if policy.attention_q is None:
             return {}
-        loss = policy.attention_q.loss(evaluate_action_advantages(policy, encoded, batch), normalized(batch.advantages))
+        loss = F.mse_loss(evaluate_action_advantages(policy, encoded, batch), normalized(batch.advantages))
         self.log.add("attention_q_loss", loss)
         return {"attention_q_loss": self.settings.vf_coef * loss}
 
     def _auxiliary_losses(self, batch: WindowSamples, encoded: WindowOutput) -> Losses:
         policy, windows = self.policy, batch.windows
         auxiliary: dict[str, AuxiliaryLoss] = {}
-        hidden = encoded.acting.hidden
+        hidden = encoded.stepped.hidden
         if policy.next_step_prediction is not None and hidden is not None:
             previous_actions = encode_actions(windows.previous_actions, policy.action_space)
             auxiliary |= policy.next_step_prediction.losses(windows, hidden, encoded.features, previous_actions)
@@ -238,6 +238,6 @@ class MemoryActorUpdate(Update[tuple[WindowSamples, bool]]):
         return losses | self._auxiliary_losses(samples, encoded)
 
 
-def update_class(policy: AttentionActorCriticPolicy) -> type[Update[object]]:
-    """:return: The update for the policy's kind of actor"""
-    return MemoryActorUpdate if policy.memory_actor else MlpActorUpdate  # type: ignore[return-value]  # its own minibatches
+def update_class(policy: AttentionActorCriticPolicy) -> type[Any]:
+    """:return: The :class:`Update` for the policy's kind of actor, which makes the minibatches that its losses take"""
+    return MemoryActorUpdate if policy.memory_actor else MlpActorUpdate

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import is_image_space
+from torch import nn
 
 from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.argument_names import closest_names, default_arguments
-from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.landmarks import check_rule
 from sb3_attention_ac.networks.preprocessing import AGE_INPUTS
 
@@ -212,6 +211,21 @@ def check_not_overridden(policy_class: type[Any], base: type[Any], memory_actor:
             )
 
 
+def warn_about_replaced_methods(policy: nn.Module) -> None:
+    """
+    :param policy: The policy, whose methods may have been replaced by a function, or hooked
+    """
+    names = [name for name in NOT_CALLED if name in vars(policy)]
+    hooked = ["forward hooks"] if policy._forward_hooks or policy._forward_pre_hooks else []
+    if names or hooked:
+        warnings.warn(
+            f"{', '.join([f'{name}()' for name in names] + hooked)} of the policy have no effect in training: values and log "
+            "probabilities of whole windows are computed at once. Replace or hook "
+            f"{NOT_CALLED[names[0]] if names else 'the networks themselves'} instead.",
+            stacklevel=3,
+        )
+
+
 def check_auxiliary(
     targets: tuple[str, ...], aux_coef: float | None, mask_ratio: float, temperature: float, architecture: Architecture
 ) -> None:
@@ -360,79 +374,4 @@ def check_policy(policy_class: type[Any], base: type[Any]) -> None:
         raise ValueError(
             f"policy={policy_class.__name__} is no {base.__name__}: use 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a "
             "subclass. If it comes from a file, another algorithm has saved it: load it with that one."
-        )
-
-
-def check_buffer_arguments(arguments: dict[str, Any], architecture: Architecture) -> None:
-    """
-    :param arguments: ``rollout_buffer_kwargs``
-    :param architecture: The network's shape
-    :raises ValueError: If the buffer would keep other steps: training would see some that acting does not; or if
-        ``chunk_length`` is no length
-    """
-    check_integers({"chunk_length": (arguments.get("chunk_length", 1), 1)})
-    for name in ("n_context", "n_landmarks", "landmark_rule"):
-        needed = getattr(architecture, name)
-        if arguments.get(name, needed) != needed:
-            argument = "context_length" if name == "n_context" else name
-            raise ValueError(
-                f"rollout_buffer_kwargs has {name}={arguments[name]!r}, but the policy needs {needed!r}: leave it out, and "
-                f"set policy_kwargs=dict({argument}=...), which the buffer follows."
-            )
-
-
-def check_rollout(
-    batch_size: int, n_steps: int, n_envs: int | None, normalize_advantage: bool, buffer_class: type[RolloutBuffer] | None
-) -> None:
-    """
-    :param batch_size: Minibatch size
-    :param n_steps: Steps per environment in a rollout
-    :param n_envs: Number of environments, None if not known yet
-    :param normalize_advantage: Whether advantages are normalized
-    :param buffer_class: The rollout buffer's class, None for ours
-    :raises ValueError: If they do not go together
-    """
-    check_integers({"batch_size": (batch_size, 1)})
-    if batch_size < 2 and normalize_advantage:
-        raise ValueError(
-            f"batch_size={batch_size} was given, but it must be at least 2 to normalize advantages, or at least 1 with "
-            "normalize_advantage=False (see https://github.com/DLR-RM/stable-baselines3/issues/440)."
-        )
-    if normalize_advantage and n_envs is not None and n_steps * n_envs < 2:
-        raise ValueError(
-            f"n_steps={n_steps} and n_envs={n_envs} were given, but their product must be at least 2 to normalize advantages."
-        )
-    if buffer_class is not None and not issubclass(buffer_class, TrajectoryRolloutBuffer):
-        raise ValueError(
-            f"rollout_buffer_class={buffer_class.__name__} does not keep trajectories: "
-            "use TrajectoryRolloutBuffer, a subclass of it, or None."
-        )
-
-
-def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_length: int | None) -> None:
-    """
-    Say once what the minibatches will be when they cannot all have ``batch_size`` transitions.
-
-    :param batch_size: Minibatch size
-    :param n_steps: Steps per environment in a rollout
-    :param n_envs: Number of environments
-    :param chunk_length: Steps that are kept together (memory actor), None if transitions are shuffled one by one
-    """
-    if chunk_length is not None and batch_size % chunk_length != 0:
-        warnings.warn(
-            f"batch_size={batch_size} is not a multiple of {chunk_length}: a memory actor's minibatches are whole chunks of "
-            f"{chunk_length} steps, so {max(batch_size // chunk_length, 1) * chunk_length} transitions are used instead.",
-            stacklevel=5,
-        )
-    elif batch_size > n_steps * n_envs:
-        warnings.warn(
-            f"batch_size={batch_size} is more than n_steps * n_envs = {n_steps * n_envs} "
-            f"(n_steps={n_steps} and n_envs={n_envs}): each epoch has one minibatch with all of them.",
-            stacklevel=5,
-        )
-    elif n_steps * n_envs % batch_size != 0:
-        warnings.warn(
-            f"batch_size={batch_size} is not a factor of n_steps * n_envs = {n_steps * n_envs} "
-            f"(n_steps={n_steps} and n_envs={n_envs}): the last minibatch of each epoch will be smaller.",
-            stacklevel=5,
         )

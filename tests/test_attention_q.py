@@ -13,7 +13,7 @@ from sb3_attention_ac import AAC
 from sb3_attention_ac.attention_q import BLOCK, DECAY, KL_BOUND, MAX_EVIDENCE, MIN_BLOCKS, OPEN_ABOVE, AttentionQ
 from sb3_attention_ac.evaluation import evaluate_action_advantages, evaluate_actions
 from sb3_attention_ac.networks.distributions import Categoricals, DiagonalGaussian, as_sb3_distribution
-from sb3_attention_ac.rollout_values import evaluate_actions_taken
+from sb3_attention_ac.rollout_values import evaluate_rollout
 from sb3_attention_ac.type_aliases import ActionParameters
 
 MASKABLE = [(name, masked) for name in ACTION_SPACES for masked in ([False] if name == "Box" else [False, True])]
@@ -80,7 +80,8 @@ def test_predictions_while_acting_are_those_of_the_batched_pass(name, masked):
 def test_advantages_of_a_rollout_are_those_of_its_minibatches(name, masked, actor):
     policy = opened(make_policy(3, ACTION_SPACES[name], attention_q=True, chunk_length=4, **ACTORS[actor]))
     buffer, _ = tilted_rollout(policy, n_steps=9, n_rollouts=1, masked=masked)
-    whole = evaluate_actions_taken(policy, buffer)
+    last_obs = buffer.observations[-1]  # of whichever step: it has no part in this
+    whole = evaluate_rollout(policy, buffer, last_obs).action_advantages
     assert whole.shape == (9, 2) and (np.abs(whole) > 1e-4).mean() > 0.3  # where a mask leaves one action, it is zero
     for starts, length in buffer.chunks():
         for start in starts:
@@ -94,7 +95,7 @@ def test_advantages_of_a_rollout_are_those_of_its_minibatches(name, masked, acto
             latent_pi = policy.mlp_actor_latent(obs) if encoded.actor is None else encoded.actor.latent[:, 0]
             parameters = policy.action_net(latent_pi) + batch.logit_offsets[:, step]
             given = ActionParameters(parameters, None, None if batch.action_masks is None else batch.action_masks[:, step])
-            latent = encoded.acting.latent[:, 0]
+            latent = encoded.stepped.latent[:, 0]
             alone = policy.attention_q.advantages(latent, given, batch.actions[:, step], policy.log_std_or_none)
             th.testing.assert_close(part[:, step], alone, rtol=1e-4, atol=1e-5)
 
@@ -226,10 +227,6 @@ def test_learning_moves_the_head_alone(name):
     assert name == "Discrete" or policy.log_std.grad is None
     offsets = policy.attention_q.tilt(latent, given, policy.log_std_or_none)
     assert not offsets.requires_grad
-
-
-def test_its_loss_is_a_mean_squared_error():
-    assert AttentionQ.loss(th.tensor([[1.0, 2.0]]), th.tensor([[3.0, -1.0]])).item() == (4 + 9) / 2
 
 
 # --- the gate ---

@@ -279,7 +279,8 @@ def timed_out() -> TrajectoryRolloutBuffer:
 def test_returns_go_on_behind_a_time_limit():
     buffer = timed_out()
     rewards = buffer.rewards.copy()
-    buffer.compute_returns_and_advantage(th.tensor([[8.0], [16.0]]), np.array([False, True]), np.array([100.0]))
+    buffer.set_values(buffer.values, buffer.mlp_values, np.array([100.0]))
+    buffer.compute_returns_and_advantage(th.tensor([[8.0], [16.0]]), np.array([False, True]))
     # Errors: 1 + 2 - 2 and 3 + 4 - 4; 2 + 50 - 2 (the time limit) and 4 + 0 - 4 (an end)
     assert buffer.advantages.tolist() == [[1 + 3 / 4, 50], [3, 0]]
     assert buffer.returns.tolist() == [[3.75, 52], [7, 4]]
@@ -287,13 +288,15 @@ def test_returns_go_on_behind_a_time_limit():
     advantages = buffer.advantages
     buffer.compute_returns_and_advantage(th.tensor([8.0, 16.0]), np.array([False, True]))  # as a callback may
     assert np.array_equal(buffer.advantages, advantages)
-    buffer.compute_returns_and_advantage(th.tensor([8.0, 16.0]), np.array([False, True]), np.zeros(1))
+    buffer.set_values(buffer.values, terminal_values=np.zeros(1))
+    buffer.compute_returns_and_advantage(th.tensor([8.0, 16.0]), np.array([False, True]))
     assert buffer.advantages[0, 1] == 0
 
 
 def test_advantages_under_other_values():
     buffer = timed_out()
-    buffer.compute_returns_and_advantage(th.zeros(2), np.array([True, True]), np.array([100.0]))
+    buffer.set_values(buffer.values, terminal_values=np.array([100.0]))
+    buffer.compute_returns_and_advantage(th.zeros(2), np.array([True, True]))
     before = buffer.advantages
     values, last = np.array([[0.0, 1.0], [2.0, 0.0]]), np.array([4.0, 0.0])
     advantages = buffer.advantages_under(values, last, np.array([False, True]), np.array([10.0]))

@@ -111,6 +111,13 @@ def test_images_frame_stacking_and_normalization():
             make_model({**keys, "memory_actor": memory_actor, **kwargs}, env).learn(64)
 
 
+def test_one_features_extractor_cannot_read_different_keys():
+    with pytest.warns(UserWarning, match="share_features_extractor=True has no effect"):
+        model = make_model({"actor_keys": ["seen"], "share_features_extractor": True})
+    assert not model.policy.share_features_extractor
+    make_model({"actor_keys": ["seen"], "share_features_extractor": False})  # as it is stored: nothing to say
+
+
 def test_without_keys_everything_is_shared_as_before():
     model = AAC("MultiInputPolicy", DummyVecEnv([Hidden]), **SMALL)
     assert model.policy.share_features_extractor

@@ -57,6 +57,7 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"rollout_buffer_kwargs": {"n_context": 9}}, ["n_context=9", "needs 32", "context_length"]),
         ({"rollout_buffer_kwargs": {"n_landmarks": 4}}, ["n_landmarks=4", "needs 0", "dict(n_landmarks=...)"]),
         ({"rollout_buffer_kwargs": {"landmark_rule": "surprise"}}, ["'surprise'", "needs 'first'", "dict(landmark_rule=...)"]),
+        ({"rollout_buffer_kwargs": {"held_noise": True}}, ["held_noise=True", "use_sde"]),
         ({"policy_kwargs": {"landmark_rule": "last"}}, ["landmark_rule='last'", "['first', 'surprise']"]),
         (
             {"policy_kwargs": {"landmark_rule": "surprise"}},
@@ -70,7 +71,7 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
             {"aux_loss": None, "policy_kwargs": {"landmark_rule": "surprise", "n_landmarks": 4, "memory_actor": True}},
             ["landmark_rule='surprise' needs aux_loss=\"next_step\""],
         ),
-        ({"policy": ActorCriticPolicy}, ["ActorCriticPolicy", "'MlpPolicy'"]),
+        ({"policy": type("OfPPO", (ActorCriticPolicy,), {})}, ["policy=OfPPO", "'MlpPolicy'"]),
         ({"policy": "MultiInputPolicy"}, ["'MultiInputPolicy'", "Dict", "'MlpPolicy'"]),
         ({"policy": "CnnPolicy"}, ["'CnnPolicy'", "image", "'MlpPolicy'"]),
         ({"policy": "MlpLstmPolicy"}, ["'MlpLstmPolicy'", "RecurrentPPO", "'MlpPolicy'", "dict(memory_actor=True)"]),

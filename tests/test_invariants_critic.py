@@ -221,8 +221,8 @@ def check_gae(rollout, gae_lambda) -> None:
     last_values = rng.normal(size=rollout["n_envs"]).astype(np.float32)
     terminal_values = rng.normal(size=len(buffer.terminal_observations)).astype(np.float32)
     rewards = buffer.rewards.copy()
-    buffer.set_values(values)
-    buffer.compute_returns_and_advantage(th.as_tensor(last_values), dones, terminal_values)
+    buffer.set_values(values, terminal_values=terminal_values)
+    buffer.compute_returns_and_advantage(th.as_tensor(last_values), dones)
 
     expected = naive_gae(buffer, values, last_values, terminal_values, dones)
     np.testing.assert_allclose(buffer.advantages, expected, rtol=1e-4, atol=1e-4)
@@ -248,11 +248,7 @@ def test_gae_equals_a_naive_loop_and_sb3s(rollout, gae_lambda):
 def test_advantages_that_forget_time_limits_are_found(monkeypatch):
     rollout = {**LONG, "episode_end": 0.5}
     check_gae(rollout, 0.95)
-    compute = TrajectoryRolloutBuffer.compute_returns_and_advantage
-    monkeypatch.setattr(
-        TrajectoryRolloutBuffer,
-        "compute_returns_and_advantage",
-        lambda self, last_values, dones, terminal_values: compute(self, last_values, dones, None),
-    )
+    set_values = TrajectoryRolloutBuffer.set_values
+    monkeypatch.setattr(TrajectoryRolloutBuffer, "set_values", lambda self, values, terminal_values: set_values(self, values))
     with pytest.raises(AssertionError):
         check_gae(rollout, 0.95)

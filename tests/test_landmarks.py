@@ -8,7 +8,7 @@ import torch as th
 from test_buffers import add_step, make
 from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, recorded
 
-from sb3_attention_ac.acting import MemoryActor
+from sb3_attention_ac.acting import SteppedNetwork
 from sb3_attention_ac.auxiliary.next_step_prediction import LARGEST_SURPRISE
 from sb3_attention_ac.evaluation import evaluate_actions
 from sb3_attention_ac.landmarks import SURPRISE_DECAY, choose
@@ -103,14 +103,14 @@ def test_acting_chooses_what_the_buffer_chooses(rollout, monkeypatch):
 
 def test_a_stale_landmark_is_found(monkeypatch):
     """The test above fails if acting keeps other steps than training."""
-    prefill = MemoryActor.prefill
+    prefill = SteppedNetwork.prefill
 
     def without(self, windows):
         cache = prefill(self, windows)
         cache.landmark_ages.fill_(-1.0)
         return cache
 
-    monkeypatch.setattr(MemoryActor, "prefill", without)
+    monkeypatch.setattr(SteppedNetwork, "prefill", without)
     with pytest.raises(AssertionError):
         check_first_ratio(2, "memory actor", ROLLOUTS[0])
 
@@ -129,7 +129,7 @@ def test_how_far_back_a_step_sees(n_landmarks, actor):
             obs = rng.normal(size=(1, 3)) + float(step == changed)
             buffer.add(obs, np.zeros(1), np.zeros(1), np.array([step == 0]))
         windows, _ = buffer.windows(np.array([8]), np.array([0]), 2)
-        seen.append(policy.encode_windows(windows, 2).acting.latent[0, 0])
+        seen.append(policy.encode_windows(windows, 2).stepped.latent[0, 0])
     different = {step for step in range(9) if not th.equal(seen[step], seen[9])}  # step 9 is not seen
     assert different == ({0, 1, 6, 7, 8} if n_landmarks else {6, 7, 8})
 

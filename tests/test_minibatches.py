@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch as th
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBufferSamples
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from test_buffers import ACTIONS, NUMBERS, filled
 
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
@@ -47,15 +49,18 @@ def test_transitions(batch_size, sizes):
     assert order.tolist() != list(range(10)) and order.tolist() != again.tolist()
 
 
-def test_transitions_as_sb3_knows_them():
+@pytest.mark.parametrize("masked", [False, True])
+def test_transitions_as_sb3_and_contrib_know_them(masked):
     buffer = complete()
+    if not masked:
+        buffer.action_masks = None
     np.random.seed(3)
     theirs = list(buffer.get(4))
     np.random.seed(3)
     ours = list(buffer.get_transitions(4))
     for sb3, samples in zip(theirs, ours, strict=True):
-        assert type(sb3).__name__ == "RolloutBufferSamples" and len(sb3) == 6
-        assert all(map(th.equal, sb3, samples[:6]))
+        assert type(sb3) is (MaskableRolloutBufferSamples if masked else RolloutBufferSamples)
+        assert all(map(th.equal, sb3, samples[: 6 + masked]))
     assert [len(part.returns) for part in buffer.get()] == [10]
     one = buffer._get_samples(np.array([7, 2]))
     assert one.returns.tolist() == [507, 502] and one.old_values.tolist() == [207, 202]

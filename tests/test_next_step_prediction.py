@@ -17,7 +17,7 @@ from sb3_attention_ac.type_aliases import AuxiliaryLoss, TrajectoryWindows
 def losses_of(policy, windows: TrajectoryWindows, n: int, skip_critic: bool = False) -> dict[str, AuxiliaryLoss]:
     encoded = policy.encode_windows(windows, n, skip_critic)
     actions = encode_actions(windows.previous_actions, policy.action_space)
-    return policy.next_step_prediction.losses(windows, encoded.acting.hidden, encoded.features, actions)
+    return policy.next_step_prediction.losses(windows, encoded.stepped.hidden, encoded.features, actions)
 
 
 def test_expectations_do_not_change_with_what_happens_later():
@@ -42,7 +42,7 @@ def test_predictions_are_in_the_units_of_rewards_and_features():
     head.features_normalizer.running_var.fill_(9.0)
     actions = th.ones(4, 3, 1)
     expected = predict_next(policy, windows, actions)
-    hidden = policy.encode_windows(windows, 3).acting.hidden
+    hidden = policy.encode_windows(windows, 3).stepped.hidden
     features = windows.observations[:, -3:]
     rewards, changes = head(hidden, (features + 1) / 3, encode_actions(actions, policy.action_space))
     th.testing.assert_close(expected.rewards, 5 + 2 * rewards)
@@ -80,7 +80,7 @@ def test_errors_are_means_over_the_steps_that_go_on(episode_end, n, training):
     windows.episode_starts[:, 1:] |= episode_end == 1.0
     head = policy.next_step_prediction.train(training)
     losses = losses_of(policy, windows, n)
-    hidden, features = policy.encode_windows(windows, n).acting.hidden, windows.observations[:, -n:]
+    hidden, features = policy.encode_windows(windows, n).stepped.hidden, windows.observations[:, -n:]
     rewards = windows.previous_rewards[:, -n + 1 :]
     if training:
         features = (features - features.mean((0, 1))) / features.std((0, 1), correction=0)

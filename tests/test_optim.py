@@ -228,6 +228,32 @@ def test_parameters_of_several_types_in_a_group():
         assert mine.equal(its) and mine.max() < 1
 
 
+def test_quick_beside_what_is_frozen(monkeypatch):
+    """As the key encoder of the masked prediction is, or a layer that a user has frozen."""
+    mine, theirs = two_optimizers(fused=True)
+    for optimizer in (mine, theirs):
+        for frozen in (0, 3):
+            parameters_of(optimizer)[frozen].requires_grad_(False)
+    quick = QuickAdam(mine)
+    step_both(quick, theirs, 0, without=(0, 3))
+    monkeypatch.setattr(mine, "step", lambda: pytest.fail("PyTorch took the step"))
+    for seed in range(1, 4):
+        step_both(quick, theirs, seed, without=(0, 3))
+        step_both(quick, theirs, seed, without=(0, 1, 3))
+    assert not mine.state.get(parameters_of(mine)[0])
+
+
+@pytest.mark.skipif(optim.FUSED_ADAM is None, reason="no quick steps")
+def test_frozen_with_a_gradient():
+    """PyTorch moves it, so do we."""
+    mine, theirs = two_optimizers(fused=True)
+    for optimizer in (mine, theirs):
+        parameters_of(optimizer)[1].requires_grad_(False)
+    quick = QuickAdam(mine)
+    for seed in range(3):
+        step_both(quick, theirs, seed)
+
+
 def test_no_gradient_at_all_moves_nothing():
     ours, theirs = two_optimizers(fused=True)
     quick = QuickAdam(ours)

@@ -10,7 +10,6 @@ from sb3_attention_ac.networks.preprocessing import (
     PERIODS,
     AgeEncoder,
     PreviousStepEncoder,
-    action_encoding_dim,
     encode_actions,
     one_hot,
     stack_frames,
@@ -34,7 +33,7 @@ BOX = spaces.Box(-1.0, 1.0, (2,))
     ids=repr,
 )
 def test_width_of_encoded_actions(space, dim):
-    assert action_encoding_dim(space) == dim
+    assert spaces.flatdim(space) == dim
     n = {spaces.Discrete: 1, spaces.MultiDiscrete: 2}.get(type(space), dim)
     assert encode_actions(th.zeros(4, 5, n), space).shape == (4, 5, dim)
 
@@ -71,8 +70,9 @@ def test_ages():
 
 
 def test_no_ages():
-    encoded = AgeEncoder(False)(th.ones(2, 3))
-    assert encoded.shape == (2, 3, 0) and AgeEncoder(False).dim == 0
+    encoder = PreviousStepEncoder(BOX, True, True, AgeEncoder(False))
+    encoded = encoder(th.ones(2, 3, 2), th.ones(2, 3), th.ones(2, 3), None)
+    assert encoded.shape == (2, 3, 3) and encoder.dim == 3 and AgeEncoder(False).dim == 0
 
 
 def test_sinusoidal_ages_by_hand():

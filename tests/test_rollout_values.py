@@ -126,8 +126,8 @@ def test_a_rollout_without_time_limits():
     fill(buffer, np.random.default_rng(0), np.ones(2, dtype=bool), 0.0)
     found = evaluate_rollout(policy, buffer, np.zeros((2, *OBSERVATION_SPACE.shape), dtype=np.float32))
     assert found.terminal.values.shape == found.terminal.mlp_values.shape == (0,)
-    buffer.set_values(found.values, found.mlp_values)
-    buffer.compute_returns_and_advantage(found.last.values, np.zeros(2), found.terminal.values.numpy())
+    buffer.set_values(found.values, found.mlp_values, found.terminal.values.numpy())
+    buffer.compute_returns_and_advantage(found.last.values, np.zeros(2))
     assert np.isfinite(buffer.returns).all()
 
 

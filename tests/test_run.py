@@ -201,7 +201,7 @@ def test_every_step_is_seen_once(memory_actor):
     model.rollout_buffer.returns[:] = np.arange(80).reshape(40, 2)
     model.rollout_buffer._targets = {}
     update = update_class(model.policy)(
-        model.policy, model.rollout_buffer, model.recent_trajectories, model._update_settings(0.2), TrainLog(0.2)
+        model.policy, model.rollout_buffer, model.recent_trajectories, model._update_settings(), TrainLog(0.2)
     )
     batches = [batch for epoch in range(1 if memory_actor else 4) for batch in update.minibatches(epoch)]
     if memory_actor:

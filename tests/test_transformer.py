@@ -380,10 +380,10 @@ def test_what_is_not_finite_stays_in_its_episode(bad, n_layers, actor):
     policy, windows = make_policy(4, n_layers=n_layers, **actor), random_windows(0, 8, 0.0)
     windows.episode_ids[:, 3:6], windows.episode_ids[:, 6:] = 1, 2
     with th.no_grad():
-        before = policy.encode_windows(windows, 8).acting.latent
+        before = policy.encode_windows(windows, 8).stepped.latent
         windows.observations[:, 2:4] = bad  # the last step of one episode, the first of the next
         windows.previous_rewards[:, 3] = bad
-        after = policy.encode_windows(windows, 8).acting.latent
+        after = policy.encode_windows(windows, 8).stepped.latent
     assert th.equal(after[:, [0, 1, 6, 7]], before[:, [0, 1, 6, 7]])
     assert not th.isfinite(after[:, 2:4]).all() or bad == INF  # tanh of infinity is finite
 

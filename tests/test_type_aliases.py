@@ -55,11 +55,11 @@ def test_flat_observations():
 
 def test_the_network_that_acts():
     actor, critic = EncoderOutput(th.zeros(1), th.zeros(1), None), EncoderOutput(th.ones(1), th.ones(1), None)
-    assert WindowOutput(actor, critic, th.zeros(1)).acting is actor
-    assert WindowOutput(None, critic, th.zeros(1)).acting is critic
-    assert WindowOutput(actor, None, th.zeros(1)).acting is actor
+    assert WindowOutput(actor, critic, th.zeros(1)).stepped is actor
+    assert WindowOutput(None, critic, th.zeros(1)).stepped is critic
+    assert WindowOutput(actor, None, th.zeros(1)).stepped is actor
     with pytest.raises(AssertionError):
-        _ = WindowOutput(None, None, th.zeros(1)).acting
+        _ = WindowOutput(None, None, th.zeros(1)).stepped
 
 
 def test_split_batch():

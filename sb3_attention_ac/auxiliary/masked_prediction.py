@@ -13,13 +13,14 @@ from typing import Any
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_attention_ac.auxiliary.normalization import TargetNormalizer
 from sb3_attention_ac.distributed import averaged
 from sb3_attention_ac.networks.history_network import HistoryEncoder
-from sb3_attention_ac.networks.preprocessing import PREVIOUS_REWARD, PREVIOUS_STEP_KEYS, action_encoding_dim, encode_actions
+from sb3_attention_ac.networks.preprocessing import PREVIOUS_REWARD, PREVIOUS_STEP_KEYS, encode_actions
 from sb3_attention_ac.type_aliases import AuxiliaryBatch, AuxiliaryLoss, Obs, TrajectoryWindows
 
 KEY_TAU = 0.05  # of the EMA key encoder, as in M-CURL
@@ -60,20 +61,18 @@ class MaskedPrediction(nn.Module):
 
     :param targets: Any of "return", "observation" (the next one), "action", "reward", "contrastive"
     :param d_model: Width of the encoder's hidden states
-    :param features_extractor: The critic's features extractor
-    :param features_dim: Width of its features
-    :param mlp: The MLP before the encoder
+    :param features_extractor: The features extractor before the encoder that the critic reads
+    :param mlp: The MLP before that encoder
     :param latent_dim: Its width
     :param action_space: The action space
-    :param temperature: omega, of the contrastive loss
+    :param temperature: Temperature of the contrastive loss (InfoNCE)
     """
 
     def __init__(
         self,
         targets: tuple[str, ...],
         d_model: int,
-        features_extractor: nn.Module,
-        features_dim: int,
+        features_extractor: BaseFeaturesExtractor,
         mlp: nn.Module,
         latent_dim: int,
         action_space: spaces.Space[Any],
@@ -83,7 +82,12 @@ class MaskedPrediction(nn.Module):
         self.targets = targets
         self.temperature = temperature
         self.action_space = action_space
-        widths = {"return": 1, "reward": 1, "action": action_encoding_dim(action_space), "observation": features_dim}
+        widths = {
+            "return": 1,
+            "reward": 1,
+            "action": spaces.flatdim(action_space),
+            "observation": features_extractor.features_dim,
+        }
         widths = {name: width for name, width in widths.items() if name in targets}
         self.normalizers = nn.ModuleDict({name: TargetNormalizer(width) for name, width in widths.items()})
         heads = {name: nn.Linear(d_model, width) for name, width in widths.items()}
@@ -102,8 +106,8 @@ class MaskedPrediction(nn.Module):
         """
         Let the key encoder follow the critic's.
 
-        :param features_extractor: The features extractor before the encoder that the critic reads
-        :param mlp: The MLP before the encoder
+        :param features_extractor: As in the constructor
+        :param mlp: Likewise
         :param tau: 1 for a copy
         """
         for source, key in ((features_extractor, self.key_extractor), (mlp, self.key_mlp)):
@@ -128,18 +132,18 @@ class MaskedPrediction(nn.Module):
         masked, windows = sample_mask(batch.eligible, mask_ratio), batch.windows
         hidden = self._hidden(encoder, windows, masked)
         losses = {}
-        keys = None
+        key_features = None
         if {"observation", "contrastive"} & set(self.targets):
             with th.no_grad():
-                keys = extract(windows.flat_observations(), self.key_extractor)
-                keys = keys.reshape(*windows.episode_ids.shape, -1)  # [N * W, F] -> [N, W, F]
+                key_features = extract(windows.flat_observations(), self.key_extractor)
+                key_features = key_features.reshape(*windows.episode_ids.shape, -1)  # [N * W, F] -> [N, W, F]
         for name in self.normalizers:
-            losses[name] = self._regression(name, hidden, masked, batch, keys)
+            losses[name] = self._regression(name, hidden, masked, batch, key_features)
         if "contrastive" in self.targets:
-            assert keys is not None
-            no_frames = F.pad(keys, (0, keys.shape[-1] * encoder.network.n_previous))  # keys are of one step alone
-            alone = encoder.network.with_age(no_frames, th.zeros_like(windows.ages))
-            losses["contrastive"] = self._contrastive(hidden, masked, windows, alone)
+            assert key_features is not None
+            n_zeros = key_features.shape[-1] * encoder.network.n_previous  # a key is of one step alone, without stacked frames
+            key_input = encoder.network.with_age(F.pad(key_features, (0, n_zeros)), th.zeros_like(windows.ages))
+            losses["contrastive"] = self._contrastive(hidden, masked, windows, key_input)
         return losses
 
     def _hidden(self, encoder: HistoryEncoder, windows: TrajectoryWindows, masked: th.Tensor) -> th.Tensor:
@@ -165,14 +169,14 @@ class MaskedPrediction(nn.Module):
         return hidden
 
     def _regression(
-        self, name: str, hidden: th.Tensor, masked: th.Tensor, batch: AuxiliaryBatch, keys: th.Tensor | None
+        self, name: str, hidden: th.Tensor, masked: th.Tensor, batch: AuxiliaryBatch, key_features: th.Tensor | None
     ) -> AuxiliaryLoss:
         """Mean squared error of a normalized target, over the masked steps"""
         windows, where = batch.windows, masked
         with th.no_grad():
             if name == "observation":
-                assert keys is not None
-                target = self.normalizers[name](keys)
+                assert key_features is not None
+                target = self.normalizers[name](key_features)
                 guess = _last_visible(target, masked, windows.episode_ids)
                 target = F.pad(target[:, 1:], (0, 0, 0, 1))  # of step t: features of s_{t+1}
                 # Only where s_{t+1} is masked as well: else predicting it would be copying it
@@ -189,11 +193,11 @@ class MaskedPrediction(nn.Module):
         return AuxiliaryLoss(masked_mean(error, where), masked_mean(baseline, where))
 
     def _contrastive(
-        self, hidden: th.Tensor, masked: th.Tensor, windows: TrajectoryWindows, frames: th.Tensor
+        self, hidden: th.Tensor, masked: th.Tensor, windows: TrajectoryWindows, key_input: th.Tensor
     ) -> AuxiliaryLoss:
         """InfoNCE: find the key of the masked observation among those of the window (van den Oord et al. 2018)"""
         with th.no_grad():
-            keys = F.normalize(self.key_mlp(frames), dim=-1)  # [N, W, H]
+            keys = F.normalize(self.key_mlp(key_input), dim=-1)  # [N, W, H]
         queries = F.normalize(self.heads["contrastive"](hidden), dim=-1)
         logits = queries @ keys.transpose(1, 2) / self.temperature  # [N, W, W]
         step = th.arange(logits.shape[1], device=logits.device)

@@ -16,7 +16,7 @@ from sb3_attention_ac.compare.jobs import execute, plan, read_finished
 from sb3_attention_ac.compare.launcher import Outcome, check_worker
 from sb3_attention_ac.compare.outcome import Comparison
 from sb3_attention_ac.compare.provenance import provenance
-from sb3_attention_ac.compare.scores import Reference, load_references
+from sb3_attention_ac.compare.scores import load_references
 from sb3_attention_ac.compare.settings import Job, Protocol
 from sb3_attention_ac.compare.storage import Result, write_atomically
 from sb3_attention_ac.compare.variants import collect_variants
@@ -81,7 +81,10 @@ def compare(
     if not there:
         raise CompareError("No run has finished, so there is nothing to report:\n" + "\n".join(failures))
     missing = list(dict.fromkeys(job.env for job in jobs if job.env not in {result.job.env for result in there}))
-    return _report(there, failures, known, out, seconds, missing)
+    # Not above: the processes of the runs import this package too, and are spared the libraries for statistics and pictures
+    from sb3_attention_ac.compare.report import write_report
+
+    return write_report(there, failures, known, out, seconds, missing)
 
 
 def _complete(
@@ -103,7 +106,9 @@ def _complete(
     def read() -> dict[Path, Result]:
         found = read_finished(jobs, out, rerun_corrupt)
         if results is not None:
-            _update_results(Path(results), list(found.values()))
+            from sb3_attention_ac.compare.suites import update_results
+
+            update_results(Path(results), list(found.values()))
         return found
 
     def try_to_read() -> None:
@@ -135,26 +140,6 @@ def _prepare(pending: Sequence[Job], out: Path, backend: str, address: str | Non
         environments = {job.env: job.hyperparams for job in pending}
         check_worker(environments, pending[0].protocol.gym_packages, out)
     return place
-
-
-# The processes of the runs import this package too, and are spared the libraries for statistics and pictures
-def _report(
-    results: Sequence[Result],
-    failures: tuple[str, ...],
-    known: dict[str, Reference],
-    out: Path,
-    seconds: float | None,
-    missing: Sequence[str],
-) -> Comparison:
-    from sb3_attention_ac.compare.report import write_report
-
-    return write_report(results, failures, known, out, seconds, missing)
-
-
-def _update_results(path: Path, results: Sequence[Result]) -> None:
-    from sb3_attention_ac.compare.suites import update_results
-
-    update_results(path, results)
 
 
 def _write_settings(jobs: Sequence[Job], out: Path, command: str) -> None:

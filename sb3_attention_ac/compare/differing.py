@@ -1,9 +1,9 @@
 """Which settings of two algorithms differ: who wins under other settings wins perhaps because of them."""
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
+from sb3_attention_ac.argument_names import default_arguments
 from sb3_attention_ac.compare.names import known_algorithms
 from sb3_attention_ac.compare.settings import Job
 
@@ -20,8 +20,7 @@ def settings(job: Job) -> dict[str, Any]:
     :param job: A run
     :return: Its settings in the format of RL Zoo, with the defaults of algorithm and RL Zoo where it says nothing
     """
-    parameters = inspect.signature(known_algorithms()[job.algo]).parameters
-    defaults = {name: value.default for name, value in parameters.items() if value.default is not value.empty}
+    defaults = default_arguments(known_algorithms()[job.algo])
     return {name: value for name, value in {**ZOO, **defaults, **job.hyperparams}.items() if name not in LEFT_OUT}
 
 

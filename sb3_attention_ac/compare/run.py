@@ -75,8 +75,7 @@ def _has_diverged(model: BaseAlgorithm, error: Exception) -> bool:
     :return: Whether training has spoilt the network: the algorithm has noticed a number that is not finite, the parameters are
         not finite, or they are so large that no distribution comes of them. An observation that is not finite is an accident
     """
-    said = "to satisfy the constraint", "actor's output is not finite"  # in PyTorch's words, and in aac's
-    no_distribution = isinstance(error, ValueError) and any(words in str(error) for words in said)
+    no_distribution = isinstance(error, ValueError) and "to satisfy the constraint" in str(error)  # PyTorch's words
     observed = getattr(model, "_last_obs", None)
     observations = observed.values() if isinstance(observed, dict) else [] if observed is None else [observed]
     noticed = (isinstance(error, FloatingPointError) or no_distribution) and all(np.isfinite(o).all() for o in observations)

@@ -69,6 +69,22 @@ def run_table(results: Iterable[Result], evaluations: pd.DataFrame, references: 
     return runs
 
 
+def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
+    :return: By algorithm: steps_per_second and minutes (medians over runs), parameters (largest), runs (number)
+    """
+    groups = runs.groupby("algorithm", sort=False)
+    return pd.DataFrame(
+        {
+            "steps_per_second": groups["steps_per_second"].median(),
+            "minutes": groups["train_seconds"].median() / 60,
+            "parameters": groups["parameters"].max(),
+            "runs": groups.size(),
+        }
+    )
+
+
 def _mean_height(curve: pd.DataFrame) -> float:
     scores = curve["score"].to_numpy()
     if np.isnan(scores).any():

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sb3_attention_ac.compare.scores import Reference, scale
-from sb3_attention_ac.compare.statistics import per_task
-from sb3_attention_ac.compare.tables import at_equal_seconds
-from sb3_attention_ac.compare.verdict import FEW_SEEDS, cost_table
+from sb3_attention_ac.compare.statistics import FEW_SEEDS, per_task
+from sb3_attention_ac.compare.tables import at_equal_seconds, cost_table
 
 MISSING = "-"
 BOLD = f"Bold: its interval is better than every other algorithm's, with {FEW_SEEDS} seeds or more."

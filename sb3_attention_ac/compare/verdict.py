@@ -8,26 +8,12 @@ import pandas as pd
 from sb3_attention_ac.compare.differing import differing_settings
 from sb3_attention_ac.compare.scores import Reference, observed, scale
 from sb3_attention_ac.compare.settings import Job
+from sb3_attention_ac.compare.statistics import FEW_SEEDS
+from sb3_attention_ac.compare.tables import cost_table
+from sb3_attention_ac.compare.texts import with_interval
 
-FEW_SEEDS = 5  # with fewer, intervals exclude equality too often: of two equal algorithms with two seeds one in three times
 FAR_FROM_GOOD = 0.5  # on the common scale
 NAMED = 4  # settings in the headline
-
-
-def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """
-    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
-    :return: By algorithm: steps_per_second and minutes (medians over runs), parameters (largest), runs (number)
-    """
-    groups = runs.groupby("algorithm", sort=False)
-    return pd.DataFrame(
-        {
-            "steps_per_second": groups["steps_per_second"].median(),
-            "minutes": groups["train_seconds"].median() / 60,
-            "parameters": groups["parameters"].max(),
-            "runs": groups.size(),
-        }
-    )
 
 
 def verdict(
@@ -52,20 +38,24 @@ def verdict(
     best, row = str(ranking.index[0]), ranking.iloc[0]
     if len(ranking) == 1:
         return [
-            f"{best} reaches {_number(row)} with {_seeds(final)}; there is nothing to compare it with.",
+            f"{best} reaches {with_interval(row, 'value', digits=2)} with {_seeds(final)}; "
+            "there is nothing to compare it with.",
             f"This is the IQM of the final score; {scale(references)}.",
             *_caution(final),
         ]
     pairs = improvements[improvements["algorithm"] == best].set_index("other")
     others = [str(name) for name in ranking.index[1:]]
-    scores = ", ".join(f"{name} {_number(other)}" for name, other in ranking.iterrows())
+    scores = ", ".join(f"{name} {with_interval(other, 'value', digits=2)}" for name, other in ranking.iterrows())
     sentences = [
         f"{_head(ranking, pairs)} {_settings(jobs, best, others)}",
         f"Final score: {scores} (IQM over runs with {_seeds(final)}; {scale(references)}).",
     ]
     if row["value"] < FAR_FROM_GOOD and not observed(references):
         sentences.append("None comes near a good policy: with more steps the order may be another one.")
-    chances = [f"{other} with probability {_interval(pair, 'probability')}" for other, pair in pairs.loc[others].iterrows()]
+    chances = [
+        f"{other} with probability {with_interval(pair, 'probability', digits=2)}"
+        for other, pair in pairs.loc[others].iterrows()
+    ]
     sentences.append(f"A run of {best} beats one of {', '.join(chances)} (one half is a coin toss).")
     if len(intervals := ranking["low"].dropna()):
         sentences.append(_reach(runs["environment"].nunique(), len(intervals) * (len(intervals) - 1) // 2))
@@ -144,15 +134,6 @@ def _names(names: list[str]) -> str:
 
 def _possessive(names: list[str]) -> str:
     return _names([f"{name}'s" for name in names])
-
-
-def _interval(row: pd.Series, column: str) -> str:
-    text = f"{row[column]:.2f}"
-    return text if pd.isna(row["low"]) else f"{text} [{row['low']:.2f}, {row['high']:.2f}]"
-
-
-def _number(row: pd.Series) -> str:
-    return _interval(row, "value")
 
 
 def _cost(costs: pd.DataFrame) -> str:

@@ -22,8 +22,9 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_attention_ac.networks.preprocessing import one_hot
 from sb3_attention_ac.type_aliases import ActionParameters
 
 MASKED_LOGIT = -1e8  # contrib's
@@ -92,8 +93,7 @@ class Categoricals:
 
     def one_hot(self, actions: th.Tensor) -> th.Tensor:
         """:return: Actions [N, n_groups] as [N, n_groups, most]"""
-        is_action: th.Tensor = actions.unsqueeze(-1) == th.arange(self.most, device=actions.device)
-        return is_action.float()
+        return one_hot(actions.unsqueeze(-1), self.most)
 
     def _grouped(self, flat: th.Tensor, fill: float | bool) -> th.Tensor:
         """:return: [N, sum of sizes] as [N, n_groups, most], filled up where groups have different sizes"""
@@ -255,10 +255,17 @@ def forbids_actions(env: GymEnv) -> bool:
     :param env: Parallel environments, or a single one
     :return: Whether they provide action masks: a method; with continuous actions, one of that name is something else
     """
-    if not is_masking_supported(env) or isinstance(env.action_space, spaces.Box):
+    if isinstance(env.action_space, spaces.Box):
         return False
-    single = getattr(env.unwrapped, "envs", [None])[0] if isinstance(env, VecEnv) else env
-    return single is None or callable(single.get_wrapper_attr("action_masks"))  # None: in another process
+    try:
+        if not is_masking_supported(env):
+            return False
+        if isinstance(env, VecEnv) and isinstance(env.unwrapped, SubprocVecEnv):  # a method need not pass between processes
+            return True
+        methods = env.get_attr("action_masks") if isinstance(env, VecEnv) else [env.get_wrapper_attr("action_masks")]
+        return all(map(callable, methods))
+    except Exception:  # vectorized environments of other libraries do not know the question, in many ways
+        return False
 
 
 def check_masks(masks: object, distribution: ActionDistribution, n: int, device: th.device) -> th.Tensor:

@@ -16,25 +16,13 @@ LONGEST_AGE = 1000.0  # steps: a linear input must have a bound
 PERIODS = tuple(2.0**i for i in range(2, 11))  # steps, of the sinusoidal position encoding: 4, 8, ..., 1024
 
 
-def action_encoding_dim(action_space: spaces.Space[Any]) -> int:
-    """
-    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
-    :return: The width of :func:`encode_actions`
-    """
-    if isinstance(action_space, spaces.Discrete):
-        return int(action_space.n)
-    if isinstance(action_space, spaces.MultiDiscrete):
-        return int(action_space.nvec.sum())
-    return int(spaces.flatdim(action_space))
-
-
 def encode_actions(actions: th.Tensor, action_space: spaces.Space[Any]) -> th.Tensor:
     """
     Actions as network input: one-hot for discrete actions, squashed for continuous ones.
 
     :param actions: As stored in the buffer (before clipping to the bounds of a Box), [..., action_dim]
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
-    :return: [..., action_encoding_dim]
+    :return: [..., spaces.flatdim(action_space)]
     """
     if isinstance(action_space, spaces.Discrete):
         return one_hot(actions, int(action_space.n))
@@ -111,7 +99,7 @@ class PreviousStepEncoder:
     def __init__(self, action_space: spaces.Space[Any], reads_actions: bool, reads_rewards: bool, age_encoder: AgeEncoder):
         self.action_space = action_space
         self.reads_actions, self.reads_rewards, self.age_encoder = reads_actions, reads_rewards, age_encoder
-        action_dim = action_encoding_dim(action_space) if reads_actions else 0
+        action_dim = spaces.flatdim(action_space) if reads_actions else 0
         self.dim = action_dim + int(reads_rewards) + age_encoder.dim
 
     def __call__(
