@@ -216,12 +216,13 @@ def warn_about_replaced_methods(policy: nn.Module) -> None:
     :param policy: The policy, whose methods may have been replaced by a function, or hooked
     """
     names = [name for name in NOT_CALLED if name in vars(policy)]
-    hooked = ["forward hooks"] if policy._forward_hooks or policy._forward_pre_hooks else []
-    if names or hooked:
+    found = [f"{name}()" for name in names]
+    if policy._forward_hooks or policy._forward_pre_hooks:
+        found.append("forward hooks")
+    if found:
         warnings.warn(
-            f"{', '.join([f'{name}()' for name in names] + hooked)} of the policy have no effect in training: values and log "
-            "probabilities of whole windows are computed at once. Replace or hook "
-            f"{NOT_CALLED[names[0]] if names else 'the networks themselves'} instead.",
+            f"Training does not call {' or '.join(found)} of the policy: values and log probabilities of whole windows are "
+            f"computed at once. Replace or hook {NOT_CALLED[names[0]] if names else 'the networks themselves'} instead.",
             stacklevel=3,
         )
 

@@ -269,9 +269,9 @@ def test_a_distribution_that_is_put_in_is_refused():
 def test_methods_that_are_put_in_are_said_to_have_no_effect(memory_actor):
     model = make(memory_actor=memory_actor)
     model.policy.evaluate_actions = lambda *args: pytest.fail("called")
-    with pytest.warns(UserWarning, match=r"evaluate_actions\(\) of the policy have no effect in training"):
+    with pytest.warns(UserWarning, match=r"Training does not call evaluate_actions\(\) of the policy"):
         model.learn(40)
     model = make(memory_actor=memory_actor)
     model.policy.register_forward_hook(lambda *args: pytest.fail("called"))
-    with pytest.warns(UserWarning, match="forward hooks of the policy have no effect"):
+    with pytest.warns(UserWarning, match="Training does not call forward hooks of the policy"):
         model.learn(40)
