@@ -30,7 +30,7 @@ from sb3_attention_ac.networks.distributions import (
     make_action_distribution,
 )
 from sb3_attention_ac.networks.extractors import as_module, with_actor
-from sb3_attention_ac.networks.history_network import HistoryEncoder, frozen
+from sb3_attention_ac.networks.history_network import HistoryEncoder, HistoryNetwork, Mlp, frozen
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder
 from sb3_attention_ac.networks.preprocessing import encode_actions
 from sb3_attention_ac.type_aliases import (
@@ -41,6 +41,7 @@ from sb3_attention_ac.type_aliases import (
     Obs,
     TrajectoryWindows,
     WindowOutput,
+    n_observations,
 )
 from sb3_attention_ac.validation import (
     check_attention_q_keys,
@@ -306,19 +307,21 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """A memory actor's way from raw steps to latents; None for an MLP actor"""
         if self.actor_network is None:
             return None
-        encode_previous = self.architecture.previous_step_encoder(self.action_space, reads_rewards=False)
-        extractor = self._actor_extractor
         mlp = self.mlp_extractor.forward_actor
-        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.actor_network, encode_previous)
+        return self._history_encoder(self.actor_network, self._actor_extractor, mlp, reads_rewards=False)
 
     @property
     def critic_encoder(self) -> HistoryEncoder:
         """The critic's way from raw steps to latents"""
         acts = self.architecture.attention_q and not self.memory_actor  # then it is stepped, without rewards
-        encode_previous = self.architecture.previous_step_encoder(self.action_space, reads_rewards=not acts)
-        extractor = self._critic_extractor
         mlp = self.mlp_extractor.forward_critic
-        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, self.critic_network, encode_previous)
+        return self._history_encoder(self.critic_network, self._critic_extractor, mlp, reads_rewards=not acts)
+
+    def _history_encoder(
+        self, network: HistoryNetwork, extractor: BaseFeaturesExtractor, mlp: Mlp, reads_rewards: bool
+    ) -> HistoryEncoder:
+        encode_previous = self.architecture.previous_step_encoder(self.action_space, reads_rewards)
+        return HistoryEncoder(lambda obs: self.extract_features(obs, extractor), mlp, network, encode_previous)
 
     def encode_windows(
         self, windows: TrajectoryWindows, n: int, skip_critic: bool = False, attends: bool = True
@@ -482,7 +485,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """:raises ValueError: If they do not go with the observations"""
         if action_masks is None:
             return None
-        n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        n = n_observations(obs)
         return check_masks(action_masks, self.distribution, n, self.device)
 
     # --- acting -----------------------------------------------------------------------------------------------------------
@@ -636,7 +639,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         obs, vectorized_env = self.obs_to_tensor(observation)
         if self.remembers:
             state = self.state_use.resolve(state, episode_start, action_masks is not None)
-            stepped, n = self.stepped_network(), len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+            stepped, n = self.stepped_network(), n_observations(obs)
             cache = self.state_use.cache_of(state, n) or stepped.from_state(state, n)
             output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
             given, _ = self.decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)

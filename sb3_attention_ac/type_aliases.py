@@ -21,6 +21,11 @@ def map_obs(function: Callable[..., Any], *observations: Any) -> Any:
     return function(*observations)
 
 
+def n_observations(observations: Any) -> int:
+    """:return: How many there are, in an array (or tensor) or a dictionary of them"""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
 class TrajectoryWindows(NamedTuple):
     """
     A batch of N windows of W consecutive steps of one environment each. A window may hold the end of one episode and the start
