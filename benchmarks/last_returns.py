@@ -4,7 +4,7 @@ Write the tables of README.md, docs/results, docs/zoo.md and docs/scale.md from 
     python benchmarks/last_returns.py
 
 In a page, a table stands between two comments. ``suite`` selects rows of the file, ``rows`` says what a row of the table is
-(task or variant); tasks=A,B (may be left out) selects some of the tasks. The first table of docs/results/index.md is
+(task or variant); tasks=A,B (optional) selects some of the tasks. The first table of docs/results/index.md is
 made of what benchmarks/highlights.csv names:
 
     <!-- table: popgym/last_returns.csv suite=recall rows=task -->
@@ -104,10 +104,10 @@ def table(runs: pd.DataFrame, rows: str) -> str:
     names = list(runs[columns].unique())
     texts = cells(runs)
     body = [
-        [labels[row], *(texts.get((row, name) if rows == "task" else (name, row), "") for name in names)]
+        [labels.get(row, row), *(texts.get((row, name) if rows == "task" else (name, row), "") for name in names)]
         for row in runs[rows].unique()
     ]
-    return markdown([rows if rows == "task" else "", *(labels[name] for name in names)], body)
+    return markdown([rows if rows == "task" else "", *(labels.get(name, name) for name in names)], body)
 
 
 def highlights() -> str:
@@ -148,7 +148,7 @@ def effects() -> str:
         without = number(float(runs[runs["variant"] == row["without"]]["last_return"].mean()))
         page = f"[{Path(row['page']).stem}]({row['page']})"
         body.append([row["part"], row["kind"], row["task"], without, difference(runs, row["with"], row["without"]), page])
-    header = ["part", "kind of task", "task", "return without", "with the part, more by", "command"]
+    header = ["part", "kind of task", "task", "return without it", "gain with it", "command"]
     return markdown(header, body, texts=(0, 1, 2, 5))
 
 

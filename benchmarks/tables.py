@@ -1,7 +1,7 @@
 """
 Tables and pictures for the docs, made of the results of the suites (``benchmarks/<suite>/results.csv``).
 
-    python benchmarks/tables.py docs/results
+    python benchmarks/tables.py docs/results/suites
 
 writes ``<suite>.md`` and ``<suite>.png`` for each suite into that folder. Where a suite has a file ``published.csv``
 (``environment`` and columns of one's own), its columns stand beside the best of training; where it has a file ``pairs.csv``
@@ -21,6 +21,7 @@ from sb3_attention_ac.compare.suites import read_results
 from sb3_attention_ac.compare.texts import BOLD, Table, task_table
 
 SUITES = Path(__file__).parent
+MADE = "<!-- Made by benchmarks/tables.py"
 MEAN = f"Mean over seeds; in brackets its 95 % bootstrap interval. {BOLD}"
 SCORES = {
     "final": ("Last return", f"Mean return of the evaluation at the end of training. {MEAN}"),
@@ -49,8 +50,11 @@ def write_page(file: Path, folder: Path) -> Path:
     :param file: Results of a suite
     :param folder: Folder for page and picture, made if it is missing
     :return: The page
+    :raises ValueError: If there is a page of this name that was written by hand
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if (there := folder / f"{file.parent.name}.md").exists() and not there.read_text(encoding="utf-8").startswith(MADE):
+        raise ValueError(f"{there} was not made by this script: give another folder, as docs/results/suites.")
     figure = task_intervals(per_task(read_results(file), "final"))
     picture, page = (folder / f"{file.parent.name}{suffix}" for suffix in (".png", ".md"))
     figure.savefig(picture, dpi=110, metadata={"Software": None})  # the same picture, whatever Matplotlib's version
@@ -65,7 +69,7 @@ def page_text(file: Path) -> str:
     """
     runs, suite = read_results(file), file.parent.name
     lines = [
-        f"<!-- Made by benchmarks/tables.py of benchmarks/{suite}/results.csv. Do not edit. -->",
+        f"{MADE} of benchmarks/{suite}/results.csv. Do not edit. -->",
         f"![Last return of each algorithm on each task: mean over seeds and 95 % bootstrap interval]({suite}.png)",
         *(table.markdown() for table in suite_tables(runs, file.with_name("published.csv"))),
     ]

@@ -1,5 +1,5 @@
 """
-Meta-learning: a memory actor on bandits. Which arms are good is new in each episode, and only the reward tells; so the wrapper
+Meta-learning: a memory actor on bandits. Which arms are good changes per episode, and only rewards reveal it; so the wrapper
 PreviousActionReward puts the last reward into the observation. Without it the actor knows what it did, but not what it got.
 
     python examples/bandit.py
@@ -21,7 +21,7 @@ N_ARMS, N_PULLS = 5, 40
 
 
 class Bandit(gym.Env[np.ndarray, np.int64]):
-    """Bernoulli arms with probabilities drawn anew for each episode (Duan et al. 2016). The observation says nothing."""
+    """Bernoulli arms with probabilities resampled in each episode (Duan et al. 2016). Observations carry no information."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(0.0, 1.0, (1,))

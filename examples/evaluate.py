@@ -27,7 +27,7 @@ def main() -> None:
     mean, std = evaluate_policy(model, env, n_eval_episodes=args.episodes)
     print(f"Mean reward: {mean:.2f} +/- {std:.2f} ({args.episodes} episodes, deterministic)")
 
-    # The loop for yourself. A model with memory_actor=True needs `state` and `episode_start`; any other ignores them
+    # Your own loop. A model with memory_actor=True needs `state` and `episode_start`; any other ignores them
     obs = env.reset()
     state, episode_start = None, np.ones(env.num_envs, dtype=bool)
     total = 0.0

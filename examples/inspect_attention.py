@@ -1,6 +1,6 @@
 """
-What a model attends to along a trajectory, and which values it gives to the steps: two pictures. Trains for a short time on
-CartPole-v1 without velocities, unless a saved model is given.
+Plot what a model attends to along a trajectory, and which values it gives to the steps. Trains briefly on CartPole-v1 without
+velocities, unless a saved model is given.
 
     python examples/inspect_attention.py
     python examples/inspect_attention.py --model aac_cartpole --env CartPole-v1 --network critic

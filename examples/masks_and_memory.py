@@ -1,7 +1,7 @@
 """
-Action masks and memory together: find a hidden submarine in a row of cells. Masks forbid cells that were shot at before; where
-the submarine lies shows only in the hits and misses so far, so the actor has to remember them. MaskablePPO has masks without
-memory, an actor that ignores the masks has memory without them.
+Action masks and memory together: find a hidden submarine in a row of cells. Masks forbid cells that were shot at before; only
+the hits and misses so far tell where the submarine lies, so the actor has to remember them. MaskablePPO has masks without
+memory; an actor that ignores the masks has memory without them.
 
     python examples/masks_and_memory.py
 """

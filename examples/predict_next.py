@@ -1,6 +1,6 @@
 """
-What the critic expects of the next step, beside what then happened, over one episode: a picture. Trains for a short time on
-Pendulum-v1 with the next-step prediction, unless a saved model is given.
+Plot what the model predicts for each next step against what then happened, over one episode. Trains briefly on Pendulum-v1
+with next-step prediction, unless a saved model is given.
 
     python examples/predict_next.py
     python examples/predict_next.py --model my_model --env CartPole-v1
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--env", default="Pendulum-v1", help="Environment ID")
     parser.add_argument("--steps", type=int, default=20_000, help="Number of training steps")
     parser.add_argument(
-        "--length", type=int, help="Number of steps, up to the end of the episode (default: as the model is trained on)"
+        "--length", type=int, help="Number of steps, up to the end of the episode (default: the training window)"
     )
     parser.add_argument("--out", default="prediction.png", help="Where to save the picture")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """
-A critic that sees more than the actor: a pole on a cart, with gravity, masses, length and force drawn anew in each episode.
+A critic that sees more than the actor: a pole on a cart, with gravity, masses, length and force resampled in each episode.
 While training, the critic is told what they are; the actor never is, and acts without them. What the critic knows shows in
-its values; whether the actor gains by it depends on the task, and one seed does not tell.
+its values; whether the actor benefits depends on the task, and one seed cannot show it.
 
     python examples/privileged_critic.py
 """
@@ -56,7 +56,7 @@ def main() -> None:
         explained = model.logger.name_to_value["train/explained_variance"]  # of the last update
         print(f"{name}: return {mean:.1f}, values explain {explained:.2f} of the returns' variance", flush=True)
 
-    # The actor needs its own keys alone: no simulator has to tell a deployed one what the constants are
+    # The actor needs only its own keys: once deployed, it does not have to be told the constants
     plain = gym.make(args.env)
     obs, _ = plain.reset(seed=args.seed)
     normalized = env.normalize_obs({"observation": obs})

@@ -1,6 +1,6 @@
 """
 A T-maze: a sign at the start says which way to turn at the end of a corridor, where it is long out of sight. PPO can only
-guess; an actor that remembers knows.
+guess; a memory actor can remember.
 
     python examples/tmaze.py
 """
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed")
     args = parser.parse_args()
 
-    print(f"who guesses: {(GOAL_REWARD + BUMP_REWARD) / 2:.2f}, who knows: {GOAL_REWARD:.2f}")
+    print(f"guessing: {(GOAL_REWARD + BUMP_REWARD) / 2:.2f}, remembering: {GOAL_REWARD:.2f}")
     remembers = {"memory_actor": True, "context_length": max(args.length, 32)}  # sees at least so many steps back
     for name, algorithm, policy_kwargs in (("PPO", PPO, {}), ("AAC with memory_actor=True", AAC, remembers)):
         env = make_vec_env(TMaze, n_envs=8, seed=args.seed, env_kwargs={"length": args.length})

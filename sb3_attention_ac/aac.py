@@ -84,21 +84,21 @@ SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionA
 
 class AttentionActorCritic(OnPolicyAlgorithm):
     """
-    Attention Actor-Critic (AAC): PPO whose critic, and if asked for its actor, attends to the trajectory.
+    Attention Actor-Critic (AAC): PPO whose critic, and optionally its actor, attends to the trajectory.
 
     The policy loss is PPO's (https://arxiv.org/abs/1707.06347). The critic is a transformer encoder over the trajectory that
-    starts as SB3's MLP critic, and is asked once per rollout instead of once per step. By default the actor is SB3's MLP; with
+    starts as SB3's MLP critic, and is run once per rollout instead of once per step. By default the actor is SB3's MLP; with
     ``policy_kwargs=dict(memory_actor=True)`` it attends to the trajectory too. A masked prediction (leave a step out, predict
-    it from the rest) can be learned beside it.
+    it from the rest) can be learned as well.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). Beside an
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). With an
         MLP actor, attention learns with the square root of two times this, as its minibatches are twice as large.
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
     :param batch_size: Minibatch size in transitions; None for PPO's 64, with a memory actor 256 (at most the rollout), whose
-        minibatches are rounded to whole chunks of steps, and larger because neighbouring steps say much the same
+        minibatches are rounded to whole chunks of steps, and larger because neighbouring steps are strongly correlated
     :param n_epochs: Number of epochs when optimizing the losses
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
@@ -448,7 +448,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         gate = self.policy.value_gate
         settings = self._update_settings()
         log = TrainLog(settings.clip_range, logs_attention=gate is None or not gate.is_closed)
-        update = update_class(self.policy)(self.policy, self.rollout_buffer, self.recent_trajectories, settings, log)
+        update = self._make_update(settings, log)
         adam = QuickAdam(self.policy.optimizer)
         self._n_iterations += 1
         # train for n_epochs epochs
@@ -477,6 +477,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if settings.clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", settings.clip_range_vf)
 
+    def _make_update(self, settings: UpdateSettings, log: TrainLog) -> Any:
+        """:return: Minibatches of the rollout and their losses; for losses of your own, a subclass with another ``losses``"""
+        return update_class(self.policy)(self.policy, self.rollout_buffer, self.recent_trajectories, settings, log)
+
     def _optimize(self, losses: Losses, adam: QuickAdam, log: TrainLog) -> None:
         """
         One step of the optimizer.
@@ -496,7 +500,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             culprit = next((name for name, term in losses.items() if not th.isfinite(term)), "the gradient")
             raise NotFiniteError(
                 f"{culprit} is not finite at iteration {self._n_iterations} "
-                f"({self.num_timesteps} timesteps): training stopped before the optimizer step, the parameters are the last "
+                f"({self.num_timesteps} timesteps): training stopped before the optimizer step, so parameters are the last "
                 "good ones and the model can be saved. Check rewards and observations for NaN or infinity, or use a smaller "
                 "learning_rate."
             )
@@ -504,7 +508,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if self.policy.value_gate is not None and "attention_value_loss" in losses:
             self.policy.value_gate.n_steps += 1
         log.add("loss", loss)
-        if len(losses.keys() - {"policy_gradient_loss", "entropy_loss", "value_loss"}) > 0 or self.policy.memory_actor:
+        if "policy_gradient_loss" not in losses or self.policy.memory_actor:  # a minibatch that attention learns from
             log.add("attention_grad_norm", grad_norm)
             self.policy.update_key_encoder()
 
@@ -552,7 +556,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :param tb_log_name: The name of the run for TensorBoard logging
         :param reset_num_timesteps: Whether or not to reset the current timestep number (used in logging)
         :param progress_bar: Display a progress bar using tqdm and rich
-        :param use_masking: Whether to take action masks from the environment (as MaskablePPO does); None for if it has some
+        :param use_masking: Whether to take action masks from the environment (as MaskablePPO does); None: if it has any
         :return: The trained model
         :raises ValueError: If masks are asked for, and the environment has none
         """

@@ -87,13 +87,13 @@ class StateUse:
         if state is None and self.without_state == CALLS_BEFORE_WARNING:
             warnings.warn(
                 f"predict() was called {CALLS_BEFORE_WARNING} times in a row with state=None on a policy with memory: "
-                f"it starts without a past each time. Pass the state on, and say where episodes start:\n{RECIPE}",
+                f"it starts without a past each time. Pass the state on, and mark where episodes start:\n{RECIPE}",
                 stacklevel=6,  # who called predict() of the model
             )
         if state is not None and self.without_start == CALLS_BEFORE_WARNING:
             warnings.warn(
                 f"predict() was called {CALLS_BEFORE_WARNING} times in a row with a state but without episode_start: if an "
-                "environment was reset meanwhile, its memory of the episode before goes on. Say where episodes start:\n"
+                "environment was reset meanwhile, it still remembers the previous episode. Mark where episodes start:\n"
                 f"{RECIPE}",
                 stacklevel=6,  # who called predict() of the model
             )
@@ -219,7 +219,7 @@ class SteppedNetwork:
         if given != expected:
             problem = _difference(given, expected) if np.iterable(state) else f"The state is {state!r}"
             raise ValueError(
-                f"{problem}: pass the state that predict() returned for the same environments, or None to start anew."
+                f"{problem}: pass the state that predict() returned for the same environments, or None to start afresh."
             )
         return KVCache.from_numpy(state, self.incremental.device)
 
@@ -234,6 +234,6 @@ def _difference(given: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -
         return f"The state has {len(given)} arrays, but a state of this policy has {len(expected)}"
     n_envs = {shape[0] for shape in given if shape}
     if len(n_envs) == 1 and n_envs != {expected[0][0]}:
-        return f"The state is of {n_envs.pop()} environment(s), but there are {expected[0][0]} observation(s)"
+        return f"The state is for {n_envs.pop()} environment(s), but there are {expected[0][0]} observation(s)"
     name, shape, wanted = next(each for each in zip(KVCache._fields, given, expected, strict=False) if each[1] != each[2])
     return f"The state is not one of this policy: its {name} have the shape {shape}, expected is {wanted}"

@@ -19,7 +19,7 @@ def closest_names(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     lower = {candidate.lower(): candidate for candidate in names}
     close = [lower[match] for match in get_close_matches(name.lower(), lower, n=5, cutoff=0.6)]
-    return f"the closest known names are: {', '.join(close)}" if close else f"known are: {', '.join(names[:40])}"
+    return f"the closest known names are: {', '.join(close)}" if close else f"known names: {', '.join(names[:40])}"
 
 
 def default_arguments(made: type[Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_attention_ac.networks.distributions import ActionDistribution, Categoricals
+from sb3_attention_ac.networks.distributions import ActionDistribution, Categoricals, DiagonalGaussian
 from sb3_attention_ac.type_aliases import ActionParameters
 
 HIDDEN_DIM = 64
@@ -37,12 +37,17 @@ class AttentionQ(nn.Module):
     :param latent_dim: Width of the latents it reads
     :param distribution: The policy's action distribution
     :param n_parameters: Number of its parameters
+    :raises ValueError: If the distribution is neither categorical nor Gaussian
     """
 
     evidence: th.Tensor
 
     def __init__(self, latent_dim: int, distribution: ActionDistribution, n_parameters: int):
         super().__init__()
+        if not isinstance(distribution, Categoricals | DiagonalGaussian):
+            raise ValueError(
+                f"attention_q=True tilts categorical and Gaussian actions, not {type(distribution).__name__}: leave it out."
+            )
         self.distribution = distribution
         last = nn.Linear(HIDDEN_DIM, n_parameters)
         nn.init.zeros_(last.weight)

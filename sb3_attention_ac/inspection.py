@@ -68,7 +68,7 @@ def collect_trajectory(
     if n_context > 0 and longest > trained:
         warnings.warn(
             f"An episode of {longest} steps is longer than the windows of {trained} steps that this model is trained on: its "
-            "later steps attend to more here than they do in acting. Leave n_steps out for such a window.",
+            "later steps attend to more here than when acting. Leave n_steps out to collect one such window.",
             stacklevel=3,  # past no_grad
         )
     return windows
@@ -136,7 +136,7 @@ def trajectory_values(policy: AttentionActorCriticPolicy, windows: TrajectoryWin
 @th.no_grad()
 def predict_next(policy: AttentionActorCriticPolicy, windows: TrajectoryWindows, actions: th.Tensor) -> NextStep:
     """
-    The next reward and observation to be expected of candidate actions.
+    Predict the next reward and observation for candidate actions.
 
     :param policy: A policy trained with ``aux_loss="next_step"`` (or a list with "next_step" in it)
     :param windows: What has happened so far, e.g. from :func:`collect_trajectory`

@@ -141,7 +141,7 @@ def export_onnx(
 
     :param model: The model
     :param path: Where to write the file
-    :param action_masks: Whether action masks are an input; None for yes if the model was trained with some
+    :param action_masks: Whether action masks are an input; None: if the model was trained with masks
     :param kwargs: For :func:`torch.onnx.export`, e.g. ``opset_version``
     :raises ImportError: If the packages that PyTorch needs to export are not installed
     :raises ValueError: If masks are asked for and the action space knows none; or if ``attention_q`` changes actions and reads
@@ -177,5 +177,5 @@ def _require_any_number_of_environments(path: str | os.PathLike[str]) -> None:
         os.remove(path)
         raise ValueError(
             f"A file for any number of environments cannot be made: {', '.join(fixed)} would have a fixed first axis. "
-            "A network of your own that calls len(x) does that: use x.shape[0]."
+            "A custom network that calls len(x) causes this: use x.shape[0]."
         )

@@ -64,7 +64,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     SB3's actor-critic policy whose critic attends to the trajectory. At initialization the critic is SB3's MLP critic: what
     attention adds is learned, starting at zero. By default the actor is SB3's MLP, the MLP critic learns as in PPO, and what
     attention adds has to prove itself (:class:`~sb3_attention_ac.value_gate.ValueGate`). Or with ``memory_actor`` the actor
-    attends to the trajectory as well, and MLP and attention learn as one.
+    attends to the trajectory as well, and MLP and attention learn together.
 
     Called with plain observations (``predict_values``, ``evaluate_actions``, ``get_distribution``, ``forward``), each row is a
     trajectory of one step.
@@ -72,7 +72,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param args: Further ones of :class:`stable_baselines3.common.policies.ActorCriticPolicy`, in its order
+    :param args: Further arguments of :class:`stable_baselines3.common.policies.ActorCriticPolicy`, in its order
     :param context_length: How many earlier steps L of its episode a step sees at least, if there are as many; 1 or more. It
         sees at most 3L - 1, with ``memory_actor`` L + max(L, 32) - 1
     :param d_model: Width of a token, a multiple of ``n_heads``
@@ -163,7 +163,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             if kwargs.get("share_features_extractor"):
                 warnings.warn(
                     "share_features_extractor=True has no effect: actor_keys and critic_keys differ, so actor and critic have "
-                    "a features extractor each.",
+                    "separate features extractors.",
                     stacklevel=2,
                 )
             kwargs["share_features_extractor"] = False
@@ -628,7 +628,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """As :meth:`predict`, without gradients"""
         if isinstance(observation, tuple):  # as in SB3
             raise ValueError(
-                "predict() was given a tuple instead of an array or a dictionary of arrays; this comes of mixing Gym API and "
+                "predict() was given a tuple instead of an array or a dictionary of arrays; this comes from mixing Gym and "
                 "VecEnv API. Pass the observation alone: "
                 "obs, info = env.reset() of a Gym environment; obs = vec_env.reset() and "
                 "obs, rewards, dones, infos = vec_env.step(actions) of a VecEnv."

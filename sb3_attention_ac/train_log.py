@@ -69,5 +69,5 @@ class TrainLog:
         # In the last epoch: how well it does on those it has just learned from
         logged = self.logs_attention and "attention_value_loss" in self._values
         errors, variance = self._last_epoch("attention_value_loss" if logged else "value_loss"), float(np.var(returns))
-        if variance > 0:
+        if variance > 0 and errors:
             logger.record("train/explained_variance_in_sample", 1 - th.stack(errors).mean().item() / variance)

@@ -15,6 +15,7 @@ from sb3_attention_ac.argument_names import closest_names, default_arguments
 from sb3_attention_ac.landmarks import check_rule
 from sb3_attention_ac.networks.preprocessing import AGE_INPUTS
 
+SMALLEST_IMAGE = 36  # pixels on a side, of SB3's NatureCNN
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 
@@ -98,7 +99,7 @@ def check_network(architecture: Architecture) -> None:
         if value and given.n_layers == 0:
             raise ValueError(f"{name}={value!r} needs attention, but n_layers=0 was given: use n_layers of at least 1.")
     if given.attention_q and given.use_sde:
-        raise ValueError("attention_q=True was given with use_sde=True, which it cannot tilt: use one of them.")
+        raise ValueError("attention_q=True was given with use_sde=True, but it cannot tilt gSDE: use only one of them.")
 
 
 def check_landmark_rule(architecture: Architecture, targets: Sequence[str]) -> None:
@@ -199,7 +200,7 @@ def check_not_overridden(policy_class: type[Any], base: type[Any], memory_actor:
     """
     if memory_actor and policy_class._predict is not base._predict:
         raise TypeError(
-            f"{policy_class.__name__} overrides _predict(), which a memory actor does not call: it acts on more than an "
+            f"{policy_class.__name__} overrides _predict(), which a memory actor does not call: it acts on more than one "
             "observation. Override predict(), or replace action_net."
         )
     for name, instead in NOT_CALLED.items():
@@ -243,7 +244,7 @@ def check_auxiliary(
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} was given, but it must be greater than 0.")
     if aux_coef == 0 and architecture.landmark_rule == "surprise":
-        raise ValueError("landmark_rule='surprise' needs next-step prediction, which with aux_coef=0 learns nothing.")
+        raise ValueError("landmark_rule='surprise' needs next-step prediction, which learns nothing with aux_coef=0.")
     if targets and architecture.n_layers == 0:
         raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
 
@@ -303,6 +304,13 @@ def check_spaces(policy: Any, observation_space: spaces.Space[Any], has_extracto
         raise ValueError(f"{policy!r} is not for Dict observations, but {kind}: use 'MultiInputPolicy'.")
     if policy == "CnnPolicy" and not is_image_space(observation_space, normalized_image=True, check_channels=False):
         raise ValueError(f"'CnnPolicy' is for image observations, but {kind}: use 'MlpPolicy'.")
+    for space in parts if policy in ("CnnPolicy", "MultiInputPolicy") else ():
+        # The smallest of the three numbers is that of the channels
+        if is_image_space(space, check_channels=False) and sorted(space.shape or ())[1] < SMALLEST_IMAGE:
+            raise ValueError(
+                f"The image {space.shape} is too small for {policy!r}, whose NatureCNN needs {SMALLEST_IMAGE} x "
+                f"{SMALLEST_IMAGE} pixels: give policy_kwargs=dict(features_extractor_class=...) (docs/guide/images.md)."
+            )
 
 
 def check_shape(space: spaces.Space[Any], kind: str) -> None:
@@ -373,6 +381,6 @@ def check_policy(policy_class: type[Any], base: type[Any]) -> None:
     """
     if not issubclass(policy_class, base):
         raise ValueError(
-            f"policy={policy_class.__name__} is no {base.__name__}: use 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a "
-            "subclass. If it comes from a file, another algorithm has saved it: load it with that one."
+            f"policy={policy_class.__name__} is not a subclass of {base.__name__}: use 'MlpPolicy', 'CnnPolicy', "
+            "'MultiInputPolicy' or a subclass. If it comes from a file, another algorithm saved it: load it with that one."
         )

@@ -102,7 +102,7 @@ class OwnAlgorithm(AAC):
         ({"n_landmarks": 4}, r"policy_kwargs=dict\(n_landmarks=4\)"),
         ({"batchsize": 64}, r"'batchsize'; the closest known names are: .*batch_size"),
         ({"aux_loos": "value"}, r"'aux_loos'; the closest known names are: .*aux_loss"),
-        ({"lstm": 64}, r"does not know the argument 'lstm'; known are: aux_coef, aux_loss"),
+        ({"lstm": 64}, r"does not know the argument 'lstm'; known names: aux_coef, aux_loss"),
     ],
     ids=str,
 )

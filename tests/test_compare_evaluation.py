@@ -404,4 +404,4 @@ def test_a_diverged_run_counts_as_the_lowest() -> None:
 
 def test_an_environment_without_a_finished_run_is_named(tmp_path: Path) -> None:
     report = write_report(make_results(), ("good on C, seed 0: broke",), REFERENCES, tmp_path, None, ["C", "D"]).report
-    assert "Missing: no run has finished on C, D. No number here is about it." in report.read_text()
+    assert "Missing: no run has finished on C, D. The numbers here do not cover it." in report.read_text()

@@ -64,7 +64,7 @@ def test_environment_of_a_missing_package(capsys: pytest.CaptureFixture[str], tm
         (["--variants", "lader", "--envs", "CartPole-v1"], "variant file 'lader'; the closest known names are: ladder"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--gym-packages", "no_such"], "module 'no_such' of --gym-packages"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--references", "no_such.yml"], "no_such.yml must map"),
-        (["--algos", "ppo", "--envs", "CartPole-v1", "--backend", "slurm"], "Unknown backend 'slurm'; known are: local, ray"),
+        (["--algos", "ppo", "--envs", "CartPole-v1", "--backend", "slurm"], "Unknown backend 'slurm'; known names: local"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--address", "1.2.3.4"], "goes only with --backend ray"),
     ],
 )

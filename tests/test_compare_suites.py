@@ -268,7 +268,7 @@ def test_rows_of_other_settings_do_not_stay_beside_new_ones(tmp_path: Path) -> N
     path = tmp_path / "results.csv"
     update_results(path, make_results(3))
     new = with_settings([r for r in make_results(1) if r.job.variant == "good" and r.job.env == "A"], gamma=0.5)
-    with pytest.warns(UserWarning, match="rows of other settings are replaced, of good on A"):
+    with pytest.warns(UserWarning, match="rows with other settings are replaced: good on A"):
         update_results(path, new)
     rows = read_results(path)
     assert len(rows[(rows["algorithm"] == "good") & (rows["environment"] == "A")]) == 1

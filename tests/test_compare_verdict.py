@@ -100,7 +100,7 @@ def test_verdict_says_that_none_is_good() -> None:
     _, runs, _ = tables(make_results(), REFERENCES)
     halved = summaries(runs)
     halved["value"] *= 0.5
-    sentence = "None comes near a good policy: with more steps the order may be another one."
+    sentence = "None comes near a good policy: with more steps the order may change."
     assert sentence in judge(make_results(), summaries=halved)
     assert sentence not in judge(make_results(), {}, summaries=halved)  # 1 is no good policy there
 
@@ -230,7 +230,7 @@ def test_a_default_is_a_setting() -> None:
 def test_verdict_says_what_intervals_do_not_cover() -> None:
     (sentence,) = [s for s in judge(make_results()) if s.startswith("Each interval")]
     assert sentence == (
-        "Each interval stands for itself: it says what other seeds would give on these 2 environments, not what others would. "
+        "Each interval stands on its own: it says what other seeds would give on these 2 environments, not what others would. "
         "Across 2 environments one by one, expect about one interval in 20 to miss."
     )
     third = [replace(r, job=replace(r.job, variant="third")) for r in make_results() if r.job.variant == "poor"]
@@ -238,6 +238,6 @@ def test_verdict_says_what_intervals_do_not_cover() -> None:
     assert "Across 3 pairs of algorithms and 2 environments one by one" in sentence
     alone = judge([r for r in make_results() if r.job.env == "A"])
     assert (
-        "Each interval stands for itself: it says what other seeds would give on this environment, not what others would."
+        "Each interval stands on its own: it says what other seeds would give on this environment, not what others would."
         in alone
     )

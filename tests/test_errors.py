@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from test_run import SMALL, TINY, RandomEnv, random_env
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.landmarks import RULES
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 
 
@@ -58,7 +59,7 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"rollout_buffer_kwargs": {"n_landmarks": 4}}, ["n_landmarks=4", "needs 0", "dict(n_landmarks=...)"]),
         ({"rollout_buffer_kwargs": {"landmark_rule": "surprise"}}, ["'surprise'", "needs 'first'", "dict(landmark_rule=...)"]),
         ({"rollout_buffer_kwargs": {"held_noise": True}}, ["held_noise=True", "use_sde"]),
-        ({"policy_kwargs": {"landmark_rule": "last"}}, ["landmark_rule='last'", "['first', 'surprise']"]),
+        ({"policy_kwargs": {"landmark_rule": "last"}}, ["landmark_rule='last'", str(list(RULES))]),
         (
             {"policy_kwargs": {"landmark_rule": "surprise"}},
             ["landmark_rule='surprise' needs n_landmarks of at least 2", 'and memory_actor=True and aux_loss="next_step"'],
@@ -77,7 +78,7 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"policy": "MlpLstmPolicy"}, ["'MlpLstmPolicy'", "RecurrentPPO", "'MlpPolicy'", "dict(memory_actor=True)"]),
         ({"policy_kwargs": "dict(memory_actor=True)"}, ["policy_kwargs='dict(memory_actor=True)'", "dictionary", "quotes"]),
         ({"policy_kwargs": {"memory_actr": True}}, ["'memory_actr'", "the closest known names are: memory_actor"]),
-        ({"policy_kwargs": {"lstm_hidden_size": 64}}, ["'lstm_hidden_size'", "known are: activation_fn", "memory_actor"]),
+        ({"policy_kwargs": {"lstm_hidden_size": 64}}, ["'lstm_hidden_size'", "known names: activation_fn", "memory_actor"]),
         ({"policy_kwargs": {"features_extractor": None}}, ["names are: share_features_extractor, features_"]),
         ({"policy_kwargs": {"aux_loss": "live"}}, ["'aux_loss'", "constructor", "AAC(..., aux_loss=...)"]),
         ({"policy_kwargs": {"n_steps": 64}}, ["'n_steps'", "AAC(..., n_steps=...)"]),
@@ -287,7 +288,7 @@ def test_wrong_state_is_named():
     model = AAC("MlpPolicy", random_env(n_envs=2), policy_kwargs={**TINY, "memory_actor": True}, **SMALL)
     _, state = model.predict(np.zeros((2, 3), dtype=np.float32))
     obs = np.zeros((2, 3), dtype=np.float32)
-    with pytest.raises(ValueError, match=r"is of 2 environment\(s\), but there are 3 observation\(s\): pass .*None"):
+    with pytest.raises(ValueError, match=r"is for 2 environment\(s\), but there are 3 observation\(s\): pass .*None"):
         model.predict(np.zeros((3, 3), dtype=np.float32), state)
     with pytest.raises(ValueError, match="state is 5: pass"):
         model.predict(obs, 5)

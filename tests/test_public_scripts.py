@@ -13,15 +13,18 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution, SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.ppo import MlpPolicy
 from test_masks import Guarded
 from test_run import SMALL, TINY, RandomEnv, random_env
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.attention_q import AttentionQ
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.networks.distributions import DiagonalGaussian
 from sb3_attention_ac.policies import AttentionActorCriticMultiInputPolicy, AttentionActorCriticPolicy
+from sb3_attention_ac.updates import MemoryActorUpdate, MlpActorUpdate
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -217,7 +220,7 @@ def test_sb3s_policies_are_the_aliases():
     env = DummyVecEnv([env_of(spaces.Discrete(2), spaces.Dict({"a": BOX}))])
     model = make(env, policy=MultiInputActorCriticPolicy)
     assert type(model.policy) is AttentionActorCriticMultiInputPolicy
-    with pytest.raises(ValueError, match="is no AttentionActorCriticPolicy"):
+    with pytest.raises(ValueError, match="is not a subclass of AttentionActorCriticPolicy"):
         make(policy=type("Own", (ActorCriticPolicy,), {}))
 
 
@@ -235,6 +238,14 @@ def test_sb3s_arguments_may_be_positional(memory_actor):
     assert model.policy.net_arch == [7] and model.policy.activation_fn is th.nn.ReLU
     assert model.policy.architecture.context_length == 5
     model.learn(40)
+
+
+class CombinedOfVectors(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+
+    def forward(self, observations):
+        return observations["image"].flatten(2).mean(dim=-1)
 
 
 class Shifted(FlattenExtractor):
@@ -275,3 +286,85 @@ def test_methods_that_are_put_in_are_said_to_have_no_effect(memory_actor):
     model.policy.register_forward_hook(lambda *args: pytest.fail("called"))
     with pytest.warns(UserWarning, match="Training does not call forward hooks of the policy"):
         model.learn(40)
+
+
+@pytest.mark.parametrize("policy", ["CnnPolicy", "MultiInputPolicy"])
+def test_an_image_too_small_for_the_default_network(policy):
+    def of(side: int) -> DummyVecEnv:
+        image = spaces.Box(0, 255, (3, side, side), np.uint8)
+        return DummyVecEnv([env_of(spaces.Discrete(2), image if policy == "CnnPolicy" else spaces.Dict({"image": image}))])
+
+    with pytest.raises(ValueError, match=r"image \(3, 35, 35\) is too small for .*, whose NatureCNN needs 36 x 36 pixels"):
+        make(of(35), policy=policy)
+    make(of(36), policy=policy)
+    extractor = FlattenExtractor if policy == "CnnPolicy" else CombinedOfVectors
+    make(of(12), policy=policy, policy_kwargs={**TINY, "features_extractor_class": extractor})
+
+
+# --- what is added by subclasses ---
+
+
+class TanhGaussian(DiagonalGaussian):
+    """Actions within (-1, 1): the mean and the deviation are those of their inverse hyperbolic tangent"""
+
+    def sample(self, given, log_std, deterministic=False):
+        actions = super().sample(given, log_std, deterministic)[0].tanh().clamp(-0.999, 0.999)
+        return actions, self.log_prob_and_entropy(given, log_std, actions)[0]
+
+    def log_prob_and_entropy(self, given, log_std, actions):
+        log_prob, _ = super().log_prob_and_entropy(given, log_std, actions.atanh())
+        return log_prob - (1 - actions.square()).log().sum(dim=-1), None
+
+
+class WithFunctions(DiagGaussianDistribution):
+    def as_functions(self) -> TanhGaussian:
+        return TanhGaussian()
+
+
+class TanhPolicy(AttentionActorCriticPolicy):
+    def _build(self, lr_schedule) -> None:
+        self.action_dist = WithFunctions(2)
+        super()._build(lr_schedule)
+
+
+@both_actors
+def test_a_distribution_of_ones_own(memory_actor, tmp_path):
+    env = DummyVecEnv([env_of(spaces.Box(-1, 1, (2,)))] * 2)
+    model = make(env, memory_actor, policy=TanhPolicy, learning_rate=0.0)
+    model.learn(60)
+    actions = model.rollout_buffer.actions
+    assert (np.abs(actions) < 1).all() and np.abs(actions).max() > 0.9
+    assert abs(model.logger.name_to_value["train/approx_kl"]) < 1e-6
+    model.save(tmp_path / "model")
+    again = AAC.load(tmp_path / "model")
+    obs = model._last_obs
+    np.testing.assert_array_equal(again.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    with pytest.raises(ValueError, match="tilts categorical and Gaussian actions, not Another"):
+        AttentionQ(4, type("Another", (), {})(), 2)
+
+
+@both_actors
+def test_another_term_of_the_loss(memory_actor):
+    """It needs no copy of train(), and nothing else learns more often for it."""
+
+    class Shrinks(MemoryActorUpdate if memory_actor else MlpActorUpdate):
+        def losses(self, batch):
+            losses = super().losses(batch)
+            return losses | {"l2": 10.0 * self.policy.action_net.weight.square().sum()}
+
+    class Own(AAC):
+        def _make_update(self, settings, log):
+            return Shrinks(self.policy, self.rollout_buffer, self.recent_trajectories, settings, log)
+
+    steps, norms = [], []
+    for algorithm in (AAC, Own):
+        model = make(None, memory_actor, algorithm, aux_loss="contrastive", aux_coef=0.0)
+        before = model.policy.action_net.weight.norm().item()
+        calls: list[int] = []
+        follow = model.policy.update_key_encoder
+        model.policy.update_key_encoder = lambda follow=follow, calls=calls: (calls.append(1), follow())
+        model.learn(60)
+        steps.append(len(calls))
+        norms.append(model.policy.action_net.weight.norm().item() - before)
+    assert steps[0] == steps[1] > 0
+    assert norms[1] < norms[0]

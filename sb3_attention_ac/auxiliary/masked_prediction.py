@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_attention_ac.auxiliary.normalization import TargetNormalizer
+from sb3_attention_ac.auxiliary.targets import FROM_KEYS
 from sb3_attention_ac.distributed import averaged
 from sb3_attention_ac.networks.history_network import HistoryEncoder
 from sb3_attention_ac.networks.preprocessing import PREVIOUS_REWARD, PREVIOUS_STEP_KEYS, encode_actions
@@ -133,7 +134,7 @@ class MaskedPrediction(nn.Module):
         hidden = self._hidden(encoder, windows, masked)
         losses = {}
         key_features = None
-        if {"observation", "contrastive"} & set(self.targets):
+        if FROM_KEYS & set(self.targets):
             with th.no_grad():
                 key_features = extract(windows.flat_observations(), self.key_extractor)
                 key_features = key_features.reshape(*windows.episode_ids.shape, -1)  # [N * W, F] -> [N, W, F]

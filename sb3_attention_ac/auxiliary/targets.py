@@ -4,10 +4,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 PREDICTION_TARGETS = ("return", "observation", "action", "reward")
-AUX_LOSSES: dict[str, tuple[str, ...]] = {
+FROM_KEYS = frozenset({"observation", "contrastive"})  # made of features of the key encoder
+AUX_LOSSES: dict[str, tuple[str, ...]] = {  # files depend on what a name stands for
     "contrastive": ("contrastive",),
     "value": ("return",),
-    "prediction": PREDICTION_TARGETS,
+    "prediction": ("return", "observation", "action", "reward"),
     "next_step": ("next_step",),
 }
 ALL_TARGETS = (*PREDICTION_TARGETS, "contrastive", "next_step")

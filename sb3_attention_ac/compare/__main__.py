@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     what = parse.add_argument_group("what to compare")
     what.add_argument("--algos", nargs="+", default=[], metavar="ALGO", help="algorithms by their names in RL Zoo")
     what.add_argument("--variants", nargs="+", default=[], metavar="FILE", help=f"YAML files of variants, or {shipped}")
-    what.add_argument("--envs", nargs="+", default=[], metavar="ENV", help="environments; ENV=STEPS for own steps")
+    what.add_argument("--envs", nargs="+", default=[], metavar="ENV", help="environments; ENV=STEPS sets its steps")
     what.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     what.add_argument("--first-seed", type=int, default=0, help="first of the seeds (default: %(default)s)")
     what.add_argument("--hyperparams", default="zoo", help="'zoo' (default), 'sb3', a folder with files <algo>.yml, or a file")
@@ -42,14 +42,14 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--episodes", type=int, default=default.episodes, help="episodes per evaluation (default: %(default)s)")
     how.add_argument("--stochastic", action="store_true", help="sample the actions of evaluations")
-    how.add_argument("--device", default=default.device, help="device of PyTorch (default: %(default)s)")
+    how.add_argument("--device", default=default.device, help="PyTorch device (default: %(default)s)")
     where = parse.add_argument_group("where to run and what to write")
     where.add_argument("--out", default="comparison", help="folder for results and report; existing results are kept")
-    where.add_argument("--n-jobs", type=int, help="runs at the same time (default: one per physical core; Ray: per processor)")
+    where.add_argument("--n-jobs", type=int, help="concurrent runs (default: one per physical core; Ray: per processor)")
     where.add_argument("--backend", default="local", help=f"{' or '.join(NAMES)} (default: %(default)s)")
     where.add_argument("--address", help="address of the Ray cluster (default: RAY_ADDRESS, else one on this machine)")
     where.add_argument("--rerun-corrupt", action="store_true", help="repeat runs whose result file is corrupt")
-    where.add_argument("--references", help="YAML file of own reference scores")
+    where.add_argument("--references", help="YAML file with your own reference scores")
     where.add_argument(
         "--seconds",
         type=float,

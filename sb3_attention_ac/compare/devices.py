@@ -17,7 +17,7 @@ def check_device(name: str) -> None:
         device = th.device(name)
     except RuntimeError as error:
         raise CompareError(
-            f"The device {name!r} is unknown to PyTorch; known are 'cpu', 'cuda', 'cuda:1'. {advice}"
+            f"The device {name!r} is unknown to PyTorch; use for example 'cpu', 'cuda' or 'cuda:1'. {advice}"
         ) from error
     if device.type == "cuda":  # asked like this, it is not started up, which would take memory on it
         found = th.cuda.device_count() if th.cuda.is_available() else 0

@@ -87,7 +87,7 @@ def read_finished(jobs: Sequence[Job], out: Path, rerun_corrupt: bool = False) -
     if others:
         raise CompareError(
             f"{out} has results of other settings: {'; '.join(sorted(set(others)))}. "
-            "Give another folder with --out, or the settings of the results."
+            "Give another folder with --out, or use the settings of those results."
         )
     if corrupt and not rerun_corrupt:
         raise CompareError(f"{'; '.join(corrupt)}. Give --rerun-corrupt to run it again, or restore the file.")

@@ -66,7 +66,7 @@ def check_worker(environments: Mapping[str, Mapping[str, Any]], gym_packages: Se
     if failure is not None:
         stop_workers()
         raise CompareError(
-            f"Every run is a process of its own, and such a process cannot make all of the environments ({failure}). What a "
+            f"Every run is a separate process, and such a process cannot create all of the environments ({failure}). What a "
             "notebook or a script registers exists only there: move it into a module that can be imported, and name that "
             "module with --gym-packages (in Python: `Protocol(gym_packages=(...,))`)."
         )

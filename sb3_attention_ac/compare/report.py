@@ -101,7 +101,7 @@ def _gaps(runs: pd.DataFrame, missing: Sequence[str]) -> list[str]:
     :return: What the summaries had to leave out
     """
     matrices = score_matrices(runs, "final_normalized")
-    sentences = [f"Missing: no run has finished on {', '.join(missing)}. No number here is about it."] if missing else []
+    sentences = [f"Missing: no run has finished on {', '.join(missing)}. The numbers here do not cover it."] if missing else []
     for algorithm, group in runs.groupby("algorithm", sort=False):
         used, seeds = len(matrices.get(str(algorithm), ())), group["seed"].nunique()
         if used * runs["environment"].nunique() < len(group):
@@ -121,7 +121,7 @@ def _excess(runs: pd.DataFrame, asked: Mapping[str, int]) -> list[str]:
     why = longer.map({True: "it collects whole rollouts. Take more steps, or smaller rollouts.", False: "it was stopped."})
     unequal = runs.assign(asked=steps_asked, why=why)[longer | shorter].drop_duplicates(["algorithm", "environment"])
     return [
-        f"Unequal: {row.algorithm} trained for {row.steps:,} steps on {row.environment}, {row.asked:,} were asked for; "
+        f"Unequal: {row.algorithm} trained for {row.steps:,} steps on {row.environment}, not the requested {row.asked:,}; "
         f"{row.why}"
         for row in unequal.itertuples()
     ]

@@ -48,7 +48,7 @@ def with_own_steps(env: str, protocol: Protocol) -> tuple[str, Protocol]:
     """
     name, equals, steps = env.partition("=")
     if equals and not steps.isdecimal():
-        raise CompareError(f"{env!r} was given; after the equals sign belongs a whole number of steps, as in '{name}=100000'.")
+        raise CompareError(f"{env!r} was given; the equals sign must be followed by a number of steps, as in '{name}=100000'.")
     return name, replace(protocol, steps=int(steps)) if equals else protocol
 
 

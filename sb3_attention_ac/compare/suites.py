@@ -230,5 +230,5 @@ def _others(path: Path, rows: pd.DataFrame) -> list[dict[Hashable, Any]]:
         elif (*key, row["seed"]) not in new:
             stay.append(row)
     if others:
-        warnings.warn(f"{path}: rows of other settings are replaced, of {', '.join(sorted(others))}.", stacklevel=2)
+        warnings.warn(f"{path}: rows with other settings are replaced: {', '.join(sorted(others))}.", stacklevel=2)
     return stay

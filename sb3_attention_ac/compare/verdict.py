@@ -51,7 +51,7 @@ def verdict(
         f"Final score: {scores} (IQM over runs with {_seeds(final)}; {scale(references)}).",
     ]
     if row["value"] < FAR_FROM_GOOD and not observed(references):
-        sentences.append("None comes near a good policy: with more steps the order may be another one.")
+        sentences.append("None comes near a good policy: with more steps the order may change.")
     chances = [
         f"{other} with probability {with_interval(pair, 'probability', digits=2)}"
         for other, pair in pairs.loc[others].iterrows()
@@ -119,7 +119,7 @@ def _reach(environments: int, pairs: int) -> str:
     several = [f"{pairs} pairs of algorithms"] if pairs > 1 else []
     several += [f"{environments} environments one by one"] if environments > 1 else []
     many = f" Across {' and '.join(several)}, expect about one interval in 20 to miss." if several else ""
-    return f"Each interval stands for itself: it says what other seeds would give on {where}, not what others would.{many}"
+    return f"Each interval stands on its own: it says what other seeds would give on {where}, not what others would.{many}"
 
 
 def _seeds(final: pd.DataFrame) -> str:

@@ -107,12 +107,12 @@ class EnvPoolVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """:raises NotImplementedError: The environments are C++ objects"""
         raise NotImplementedError(
-            f"An environment of EnvPool has no attribute {attr_name!r} to set: pass options at construction."
+            f"An EnvPool environment has no attribute {attr_name!r} to set: pass options at construction."
         )
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """:raises NotImplementedError: The environments are C++ objects"""
-        raise NotImplementedError(f"An environment of EnvPool has no method {method_name!r} to call: use Gymnasium's.")
+        raise NotImplementedError(f"An EnvPool environment has no method {method_name!r} to call: use Gymnasium's.")
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None

@@ -48,7 +48,7 @@ class GridTMaze(base.Maze):
         super().__init__(render_mode)
         if corridor_length < 4:
             raise ValueError(
-                f"corridor_length={corridor_length} was given, but it must be at least 4: else the cue is seen from the "
+                f"corridor_length={corridor_length} was given, but it must be at least 4: otherwise the cue is seen from the "
                 "junction."
             )
         self.corridor_length = corridor_length

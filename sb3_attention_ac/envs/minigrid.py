@@ -49,7 +49,7 @@ class MiniGridView(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordConst
         if image is None or image.shape is None or len(image.shape) != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"MiniGridView needs MiniGrid's Dict observation with an 'image' of [width, height, 3], not {space}: "
-                "wrap the environment itself, before wrappers that change its observation."
+                "apply it to the environment itself, before wrappers that change its observation."
             )
         self.direction = direction
         high = np.tile(_VALUES - 1, image.shape[0] * image.shape[1])
@@ -140,7 +140,7 @@ class MiniGridOneHot(BaseFeaturesExtractor):
         except RuntimeError as error:
             raise ValueError(
                 f"MiniGridOneHot reads MiniGridView's small integers, but there is {float(observations.min()):.3g} to "
-                f"{float(observations.max()):.3g}. If VecNormalize is around it: VecNormalize(norm_obs=False)."
+                f"{float(observations.max()):.3g}. If it is wrapped in VecNormalize: VecNormalize(norm_obs=False)."
             ) from error
         parts = [self.conv(one_hot.reshape(-1, self.width, self.width, _N_CHANNELS).permute(0, 3, 1, 2))]
         if self.direction:

@@ -202,15 +202,18 @@ class StateDependentNoise:
 def make_action_distribution(action_space: spaces.Space[Any], distribution: Distribution) -> ActionDistribution:
     """
     :param action_space: The action space
-    :param distribution: SB3's distribution for it
+    :param distribution: SB3's distribution for it, or a subclass with a method ``as_functions``
     :return: The same as functions
-    :raises TypeError: If it is another one than SB3 makes: it would not be asked
+    :raises TypeError: If it is another one: it would not be called
     """
+    if hasattr(distribution, "as_functions"):
+        own: ActionDistribution = distribution.as_functions()
+        return own
     if type(distribution) not in KNOWN_DISTRIBUTIONS:
         raise TypeError(
-            f"The policy's action_dist is {type(distribution).__name__}, which would not be used: actions are sampled and "
-            "learned from by functions of whole windows. Leave it as it is, or write a class with sample() and "
-            "log_prob_and_entropy() in sb3_attention_ac.networks.distributions (docs/architecture.md)."
+            f"The policy's action_dist is {type(distribution).__name__}, which would not be used: sampling and learning "
+            "use functions of whole windows. Leave it as it is, or give it a method as_functions() that returns an object "
+            "with sample() and log_prob_and_entropy() (docs/architecture.md)."
         )
     if isinstance(distribution, StateDependentNoiseDistribution):
         return StateDependentNoise(distribution)

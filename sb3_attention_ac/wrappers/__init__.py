@@ -2,8 +2,8 @@
 Wrappers for any Gymnasium environment: what the agent did last, hidden constants, sensors that fail, action masks.
 
 - :class:`PreviousActionReward`, :class:`VecPreviousActionReward`: the last action and reward as part of the observation
-- :class:`HiddenConstants`: gravity, masses, friction and so on, drawn anew in each episode, for the critic alone
-- :class:`FailingSensors`, :class:`PositionOnly`, :class:`VelocityOnly`: sensors that fail now and then, or are not there
+- :class:`HiddenConstants`: gravity, masses, friction and so on, resampled in each episode, for the critic only
+- :class:`FailingSensors`, :class:`PositionOnly`, :class:`VelocityOnly`: sensors that fail now and then, or are missing
 - :class:`MaskedBattleship`: POPGym's Battleship with action masks, a task that needs masks and memory
 """
 

@@ -37,8 +37,8 @@ SetConstants = Callable[[gym.Env[Any, Any], Mapping[str, float]], None]
 
 class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.RecordConstructorArgs):
     """
-    Draws constants of the simulator anew in each episode, uniformly from their ranges, and shows them under a key of their
-    own. An actor that does not read that key has to find out about them by acting; its critic may be told.
+    Resamples constants of the simulator in each episode, uniformly from their ranges, and shows them under a separate key. An
+    actor that does not read that key has to infer them by acting; its critic may be told.
 
     The observation becomes a Dict with ``observation`` (or the entries it had) and ``privileged``: float32, one value for each
     constant shown, in the order of ``ranges``, from -1 at the range's low end to 1 at its high end. ``reset()`` returns the
@@ -83,7 +83,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
         self._is_dict = isinstance(inner, spaces.Dict)
         entries = dict(inner.spaces) if isinstance(inner, spaces.Dict) else {OBSERVATION: inner}
         if PRIVILEGED in entries:
-            raise ValueError(f"The observation has an entry {PRIVILEGED!r} already: wrap only once, or rename its own.")
+            raise ValueError(f"The observation has an entry {PRIVILEGED!r} already: wrap it only once, or rename that entry.")
         if self.shown:
             entries[PRIVILEGED] = spaces.Box(-1.0, 1.0, (len(self.shown),), dtype=np.float32)
         self.observation_space = spaces.Dict(entries)

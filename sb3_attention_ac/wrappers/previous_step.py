@@ -2,7 +2,7 @@
 Wrappers that show the agent what it did last and what it got for it.
 
 A memory actor reads its previous actions by itself, but no rewards: ``predict()`` is not given any. In tasks where the reward
-tells which task it is (bandits, meta-reinforcement learning: Wang et al. 2016, https://arxiv.org/abs/1611.05763, and Duan et
+reveals the task (bandits, meta-reinforcement learning: Wang et al. 2016, https://arxiv.org/abs/1611.05763, and Duan et
 al. 2016, https://arxiv.org/abs/1611.02779), the reward has to be part of the observation. These wrappers put it there, so that
 training, ``predict()`` and any other algorithm see the same.
 """
@@ -35,7 +35,7 @@ class _Extension:
         taken = {PREVIOUS_ACTION, PREVIOUS_REWARD} & set(entries)
         if taken:
             raise ValueError(
-                f"The observation has the entries {sorted(taken)} already: wrap an environment only once, or rename its own."
+                f"The observation has the entries {sorted(taken)} already: wrap an environment only once, or rename them."
             )
         self.action_space = action_space
         self.no_action = np.zeros(spaces.flatdim(action_space), dtype=np.float32)

@@ -162,8 +162,8 @@ class _Part(gym.ObservationWrapper[np.ndarray, Any, Any], gym.utils.RecordConstr
         sizes = {key: size for key, size in (structure or {}).items() if key != "skipped_qpos"}
         if part not in sizes or sum(sizes.values()) != space.shape[0]:
             raise ValueError(
-                f"{name} needs a MuJoCo task of Gymnasium that says what its observation is made of, as Hopper-v5, "
-                f"Walker2d-v5, HalfCheetah-v5 and Ant-v5 do, before other wrappers; {env} does not."
+                f"{name} needs a MuJoCo task of Gymnasium that describes its observation's structure (Hopper-v5, "
+                f"Walker2d-v5, HalfCheetah-v5 and Ant-v5 do), before other wrappers; {env} does not."
             )
         start = 0 if part == "qpos" else sizes["qpos"]
         self._part = slice(start, start + sizes[part])
