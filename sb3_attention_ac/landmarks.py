@@ -102,8 +102,7 @@ def landmarks_after(
     windows = th.arange(len(order), device=order.device).unsqueeze(1)
     ids = th.where(valid, candidates.episode_ids, NO_EPISODE)
     faded = None if candidates.surprises is None else candidates.surprises * SURPRISE_DECAY
-    chosen = candidates._replace(episode_ids=ids, surprises=faded).map(lambda part: part[windows, order])
-    return chosen._replace(n_landmarks=n_landmarks)
+    return candidates._replace(episode_ids=ids, surprises=faded).map(lambda part: part[windows, order])
 
 
 def choose(ages: th.Tensor, surprises: th.Tensor | None, valid: th.Tensor, n_landmarks: int) -> th.Tensor:

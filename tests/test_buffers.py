@@ -42,6 +42,27 @@ def filled(starts: np.ndarray, noise_every: int = 0, **options) -> TrajectoryRol
     return buffer
 
 
+@pytest.mark.parametrize("given", ["changed", "replaced"])
+def test_what_a_callback_changes_is_read_again(given):
+    buffer = filled(np.zeros((5, 2)))
+    before = buffer.tensors().rewards.clone()
+    own = buffer.storage.arrays["rewards"]
+    if given == "changed":
+        buffer.rewards += 1
+    else:
+        buffer.rewards = buffer.rewards + 1
+    buffer.reload()
+    assert (buffer.tensors().rewards - before)[-5:].eq(1).all() and buffer.storage.arrays["rewards"] is own
+
+
+def test_a_short_last_chunk_behind_a_short_context():
+    """Windows of its bootstrap ask for rows behind the rollout, none of which has left the context."""
+    buffer = filled(np.zeros((10, 2)), n_steps=10, n_context=1, chunk_length=4, n_landmarks=2)
+    assert buffer.chunks()[-1][1] == 2
+    windows = buffer.bootstrap_windows(np.array([9, 9]), np.array([0, 1]), np.zeros((2, 1)))
+    assert windows.ages.tolist() == [[0, 1, 9, 10]] * 2
+
+
 class Naive:
     """All steps ever, and what a window of them holds"""
 

@@ -234,6 +234,12 @@ def test_landmarks_by_surprise_are_in_the_order_of_the_episode():
     ages, surprises = th.tensor([[0.0, 4.0, -1.0, 9.0, 10.0, 11.0]]), th.tensor([[th.inf, 1.0, 7.0, 5.0, 0.5, 6.0]])
     assert choose(ages, surprises, ages >= 0, 3).tolist() == [[0, 3, 5]]
     assert choose(ages, None, ages >= 0, 3).tolist() == [[0, 1, 3]]
+    # Where surprises are equal the earlier step; ages count modulo 1,000
+    late, equal = th.tensor([[999.0, 1000.0, 1001.0]]), th.ones(1, 3)
+    assert choose(late, equal, late >= 0, 1).tolist() == [[1]]
+    assert choose(late, equal, late >= 0, 2).tolist() == [[1, 2]]
+    # Empty places come first, wherever they were
+    assert choose(th.tensor([[0.0, -1.0]]), th.ones(1, 2), th.tensor([[True, False]]), 2).tolist() == [[1, 0]]
     assert choose(ages, surprises, ages >= 9, 4)[0, 1:].tolist() == [3, 4, 5]
 
 

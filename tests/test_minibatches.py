@@ -149,3 +149,14 @@ def test_who_takes_the_first_minibatches_alone_sees_every_step():
         counts[(first.returns.numpy() - 500).astype(int)] += 1
     shares = counts.reshape(10, 2).mean(1)
     assert shares[:8].std() < 15 and 0.5 < shares[8:].mean() / shares[:8].mean() < 2  # not 0
+
+
+def test_chunks_of_one_length_take_one_draw():
+    """So that a run's random numbers do not depend on how its windows are cut."""
+    buffer = complete(n_steps=6, chunk_length=2)
+    np.random.seed(1)
+    list(buffer.get_windows(4))
+    after = np.random.random()
+    np.random.seed(1)
+    np.random.permutation(6)
+    assert np.random.random() == after
