@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from last_returns import PAGES as PAGES_WITH_TABLES  # noqa: E402
 from last_returns import cells, with_tables  # noqa: E402
 from pictures import PICTURE, described, draw, drawn_runs  # noqa: E402
-from tables import page_text  # noqa: E402
+from tables import page_text, write_page  # noqa: E402
 
 
 def name(page: Path) -> str:
@@ -74,7 +74,18 @@ def test_tables_are_those_of_the_files(page):
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("benchmarks/*/results.csv")), ids=lambda file: file.parent.name)
 def test_pages_of_suites_are_those_of_the_files(file):
-    assert (DOCS / "results" / "suites" / f"{file.parent.name}.md").read_text() == page_text(file), "run benchmarks/tables.py"
+    page = DOCS / "results" / "suites" / f"{file.parent.name}.md"
+    assert page.exists() and page.read_text() == page_text(file), "run: make tables"
+
+
+def test_a_page_written_by_hand_is_not_overwritten(tmp_path):
+    file = ROOT / "benchmarks" / "rewriting" / "results.csv"
+    page = write_page(file, tmp_path)
+    write_page(file, tmp_path)  # its own
+    page.write_text("# Memory that is rewritten")
+    with pytest.raises(ValueError, match="was not made by this script"):
+        write_page(file, tmp_path)
+    assert page.read_text() == "# Memory that is rewritten"
 
 
 def test_the_picture_is_that_of_the_file():
