@@ -35,7 +35,7 @@ from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.auxiliary.targets import resolve_aux_loss
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
 from sb3_attention_ac.losses import NotFiniteError
-from sb3_attention_ac.networks.distributions import forbids_actions, make_action_distribution
+from sb3_attention_ac.networks.distributions import forbids_actions
 from sb3_attention_ac.optim import QuickAdam, clip_gradients
 from sb3_attention_ac.policies import (
     AttentionActorCriticCnnPolicy,
@@ -179,8 +179,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         temperature: float = 0.1,
         n_trajectories: int = 0,
     ):
-        policy = SB3_POLICIES.get(policy, policy)  # type: ignore[arg-type]
         check_policy_arguments(policy, policy_kwargs)
+        policy = policy if isinstance(policy, str) else SB3_POLICIES.get(policy, policy)
         check_integers({"n_steps": (n_steps, 1), "n_epochs": (n_epochs, 1), "n_trajectories": (n_trajectories, 0)})
         env = maybe_make_env(env, verbose)
         if hasattr(env, "observation_space"):
@@ -239,7 +239,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self._make_policy()
-        make_action_distribution(self.action_space, self.policy.action_dist)  # a subclass may have set another one
+        self.policy.use_action_dist()  # a subclass may have set another one
         check_buffer_arguments(self.rollout_buffer_kwargs, self.policy.architecture)
         self._resolve_defaults()
         architecture = self.policy.architecture
@@ -563,7 +563,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         assert self.env is not None, "No environment was given: pass env to the constructor, to load() or to set_env()"
         if use_masking and not is_masking_supported(self.env):
             raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
-        make_action_distribution(self.action_space, self.policy.action_dist)  # it may have been replaced
+        self.policy.use_action_dist()  # it may have been replaced
         warn_about_replaced_methods(self.policy)
         self.use_masking = forbids_actions(self.env) if use_masking is None else use_masking
         self._join_others()

@@ -230,8 +230,16 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         parameters = self.architecture.parameter_groups(list(self.parameters()), attention)
         self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def _build_attention(self) -> None:
+    def use_action_dist(self) -> None:
+        """
+        Sample and learn by ``action_dist``, also where a subclass or a user has replaced it.
+
+        :raises TypeError: If it is one that would not be called
+        """
         self.distribution = make_action_distribution(self.action_space, self.action_dist)
+
+    def _build_attention(self) -> None:
+        self.use_action_dist()
         self._actions_shape = (-1, *(self.action_space.shape or ()))  # of a batch
         start = getattr(self.action_space, "start", 0)
         self._first_action = start if np.any(start) else None

@@ -218,7 +218,7 @@ def warn_about_replaced_methods(policy: nn.Module) -> None:
     """
     names = [name for name in NOT_CALLED if name in vars(policy)]
     found = [f"{name}()" for name in names]
-    if policy._forward_hooks or policy._forward_pre_hooks:
+    if any(getattr(policy, name, None) for name in ("_forward_hooks", "_forward_pre_hooks")):  # private: may be missing
         found.append("forward hooks")
     if found:
         warnings.warn(

@@ -1,6 +1,7 @@
 """What public scripts for PPO and MaskablePPO do: their vectorized environments, callbacks, buffers and policies."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.networks.distributions import DiagonalGaussian
 from sb3_attention_ac.policies import AttentionActorCriticMultiInputPolicy, AttentionActorCriticPolicy
 from sb3_attention_ac.updates import MemoryActorUpdate, MlpActorUpdate
+from sb3_attention_ac.validation import warn_about_replaced_methods
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -341,6 +343,19 @@ def test_a_distribution_of_ones_own(memory_actor, tmp_path):
     np.testing.assert_array_equal(again.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
     with pytest.raises(ValueError, match="tilts categorical and Gaussian actions, not Another"):
         AttentionQ(4, type("Another", (), {})(), 2)
+
+
+@both_actors
+def test_a_distribution_of_ones_own_may_be_put_in_later(memory_actor):
+    model = make(DummyVecEnv([env_of(spaces.Box(-1, 1, (2,)))] * 2), memory_actor, learning_rate=0.0)
+    model.policy.action_dist = WithFunctions(2)
+    model.learn(60)
+    assert isinstance(model.policy.distribution, TanhGaussian) and (np.abs(model.rollout_buffer.actions) < 1).all()
+    assert abs(model.logger.name_to_value["train/approx_kl"]) < 1e-6
+
+
+def test_without_pytorchs_private_names_of_hooks_there_is_no_warning():
+    warn_about_replaced_methods(SimpleNamespace())
 
 
 @both_actors
