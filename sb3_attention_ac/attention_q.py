@@ -44,17 +44,24 @@ class AttentionQ(nn.Module):
 
     def __init__(self, latent_dim: int, distribution: ActionDistribution, n_parameters: int):
         super().__init__()
-        if not isinstance(distribution, Categoricals | DiagonalGaussian):
-            raise ValueError(
-                f"attention_q=True tilts categorical and Gaussian actions, not {type(distribution).__name__}: leave it out."
-            )
-        self.distribution = distribution
+        self.use(distribution)
         last = nn.Linear(HIDDEN_DIM, n_parameters)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.head = nn.Sequential(nn.Linear(latent_dim, HIDDEN_DIM), nn.Tanh(), last)
         self.register_buffer("evidence", th.zeros(()))
         self._tilted: list[tuple[float, float]] = []  # mean beta and KL divergence of each step of the rollout
+
+    def use(self, distribution: ActionDistribution) -> None:
+        """
+        :param distribution: The policy's action distribution
+        :raises ValueError: If it is neither categorical nor Gaussian
+        """
+        if not isinstance(distribution, Categoricals | DiagonalGaussian):
+            raise ValueError(
+                f"attention_q=True tilts categorical and Gaussian actions, not {type(distribution).__name__}: leave it out."
+            )
+        self.distribution = distribution
 
     @property
     def is_open(self) -> bool:

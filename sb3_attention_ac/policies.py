@@ -237,8 +237,11 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :raises TypeError: If it is one that would not be called
         """
         self.distribution = make_action_distribution(self.action_space, self.action_dist)
+        if self.attention_q is not None:
+            self.attention_q.use(self.distribution)
 
     def _build_attention(self) -> None:
+        self.attention_q: AttentionQ | None = None
         self.use_action_dist()
         self._actions_shape = (-1, *(self.action_space.shape or ()))  # of a batch
         start = getattr(self.action_space, "start", 0)
@@ -253,7 +256,6 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         arguments = architecture.d_model, *self._trained_by_masking(), self.action_space, self.temperature
         self.masked_prediction = MaskedPrediction(masked, *arguments) if masked else None
         self.next_step_prediction = next_step  # in this order: files hold the optimizer's state by the number of a parameter
-        self.attention_q = None
         if architecture.attention_q:
             latent_dim = mlps.latent_dim_pi if self.memory_actor else mlps.latent_dim_vf
             n_parameters = self.action_net(th.zeros((1, mlps.latent_dim_pi))).shape[-1]
