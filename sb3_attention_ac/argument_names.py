@@ -9,6 +9,13 @@ from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
+LSTM_ARGUMENTS = {  # arguments of RecurrentPPO's policy, and what does the same here
+    "lstm_hidden_size": "d_model (the width) and context_length (how far back it sees)",
+    "n_lstm_layers": "n_layers",
+    "shared_lstm": "share_encoder",
+    "enable_critic_lstm": "share_encoder",
+}
+
 
 def closest_names(name: str, known: Iterable[str]) -> str:
     """
@@ -62,6 +69,8 @@ def explain_unexpected_argument(
         ) from error
     if name not in known:
         offer = closest_names(name, known.keys() - others.keys() - {"aux_targets"})
+        if name in LSTM_ARGUMENTS:
+            offer = f"it is RecurrentPPO's: use memory_actor=True, and {LSTM_ARGUMENTS[name]}"
         raise ValueError(f"policy_kwargs has {name!r}, which {policy_class.__name__} does not know; {offer}.") from error
 
 

@@ -15,6 +15,14 @@ from sb3_attention_ac.argument_names import closest_names, default_arguments
 from sb3_attention_ac.landmarks import check_rule
 from sb3_attention_ac.networks.preprocessing import AGE_INPUTS
 
+LSTM_POLICIES = {  # RecurrentPPO's, as scripts name or import them, and what to use here
+    "MlpLstmPolicy": "MlpPolicy",
+    "CnnLstmPolicy": "CnnPolicy",
+    "MultiInputLstmPolicy": "MultiInputPolicy",
+    "RecurrentActorCriticPolicy": "MlpPolicy",
+    "RecurrentActorCriticCnnPolicy": "CnnPolicy",
+    "RecurrentMultiInputActorCriticPolicy": "MultiInputPolicy",
+}
 SMALLEST_IMAGE = 36  # pixels on a side, of SB3's NatureCNN
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
@@ -341,11 +349,14 @@ def check_policy_arguments(policy: Any, policy_kwargs: Any) -> None:
     """
     :param policy: The policy's alias, or a class
     :param policy_kwargs: Its keyword arguments, or None
-    :raises ValueError: If the alias is one of RecurrentPPO's, or the arguments are not a dictionary
+    :raises ValueError: If it is neither, or one of RecurrentPPO's, or the arguments are not a dictionary
     """
-    if policy in ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy"):
+    if not isinstance(policy, (str, type)):
+        raise ValueError(f"policy={policy!r} is not a policy: use 'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'.")
+    name = policy if isinstance(policy, str) else policy.__name__
+    if name in LSTM_POLICIES:
         raise ValueError(
-            f"policy={policy!r} is one of RecurrentPPO's: use {policy.replace('Lstm', '')!r} with "
+            f"policy={name!r} is one of RecurrentPPO's: use {LSTM_POLICIES[name]!r} with "
             "policy_kwargs=dict(memory_actor=True) for an actor with a memory."
         )
     if policy_kwargs is not None and not isinstance(policy_kwargs, Mapping):

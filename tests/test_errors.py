@@ -8,6 +8,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from sb3_contrib.ppo_recurrent.policies import CnnLstmPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -59,6 +60,10 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"rollout_buffer_kwargs": {"n_landmarks": 4}}, ["n_landmarks=4", "needs 0", "dict(n_landmarks=...)"]),
         ({"rollout_buffer_kwargs": {"landmark_rule": "surprise"}}, ["'surprise'", "needs 'first'", "dict(landmark_rule=...)"]),
         ({"rollout_buffer_kwargs": {"held_noise": True}}, ["held_noise=True", "use_sde"]),
+        (
+            {"policy_kwargs": {"lstm_hidden_size": 64}},
+            ["'lstm_hidden_size'", "RecurrentPPO's: use memory_actor", "d_model"],
+        ),
         ({"policy_kwargs": {"landmark_rule": "last"}}, ["landmark_rule='last'", str(list(RULES))]),
         (
             {"policy_kwargs": {"landmark_rule": "surprise"}},
@@ -75,10 +80,12 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"policy": type("OfPPO", (ActorCriticPolicy,), {})}, ["policy=OfPPO", "'MlpPolicy'"]),
         ({"policy": "MultiInputPolicy"}, ["'MultiInputPolicy'", "Dict", "'MlpPolicy'"]),
         ({"policy": "CnnPolicy"}, ["'CnnPolicy'", "image", "'MlpPolicy'"]),
+        ({"policy_kwargs": {"horizon": 64}}, ["'horizon'", "known names: activation_fn", "memory_actor"]),
         ({"policy": "MlpLstmPolicy"}, ["'MlpLstmPolicy'", "RecurrentPPO", "'MlpPolicy'", "dict(memory_actor=True)"]),
+        ({"policy": CnnLstmPolicy}, ["'RecurrentActorCriticCnnPolicy'", "RecurrentPPO", "'CnnPolicy'"]),
+        ({"policy": ["MlpPolicy"]}, ["['MlpPolicy']", "is not a policy", "'MlpPolicy', 'CnnPolicy'"]),
         ({"policy_kwargs": "dict(memory_actor=True)"}, ["policy_kwargs='dict(memory_actor=True)'", "dictionary", "quotes"]),
         ({"policy_kwargs": {"memory_actr": True}}, ["'memory_actr'", "the closest known names are: memory_actor"]),
-        ({"policy_kwargs": {"lstm_hidden_size": 64}}, ["'lstm_hidden_size'", "known names: activation_fn", "memory_actor"]),
         ({"policy_kwargs": {"features_extractor": None}}, ["names are: share_features_extractor, features_"]),
         ({"policy_kwargs": {"aux_loss": "live"}}, ["'aux_loss'", "constructor", "AAC(..., aux_loss=...)"]),
         ({"policy_kwargs": {"n_steps": 64}}, ["'n_steps'", "AAC(..., n_steps=...)"]),
