@@ -234,9 +234,6 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             map_obs(_copy, own, getattr(self, name))
         self._tensors, self._targets = None, {}
 
-    def _to_device(self, array: np.ndarray) -> th.Tensor:
-        return th.as_tensor(array, device=self.device)
-
     def target(self, name: str) -> th.Tensor | None:
         """
         :param name: One of the arrays set at the end of the rollout
@@ -244,7 +241,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         if name not in self._targets:
             array = getattr(self, name)
-            self._targets[name] = None if array is None else self._to_device(array)
+            self._targets[name] = None if array is None else self.to_torch(array, copy=False)
         return self._targets[name]
 
     def chunks(self) -> list[tuple[np.ndarray, int]]:
@@ -304,29 +301,20 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         env = th.as_tensor(envs, device=self.device).unsqueeze(1)  # [N, 1]
         last = th.as_tensor(steps, device=self.device).unsqueeze(1) + self.n_history  # [N, 1]
-        rows = last + th.arange(1 - self.n_context, 1, device=self.device)  # [N, n_context]
+        # The last step twice: what follows it is of the same episode, and takes the place of the second
+        rows = last + th.arange(1 - self.n_context, 2, device=self.device).clamp(max=0)  # [N, n_context + 1]
         data = self.tensors()
-        context = data.windows(rows, env)
-        if data.landmarks is not None:
-            context = self._landmarks_after(last, env).map(lambda before, after: th.cat([before, after], dim=1), context)
-            context = context._replace(n_landmarks=self.n_landmarks)
+        windows = data.windows(rows, env)
 
-        def append(window: th.Tensor, new: th.Tensor) -> th.Tensor:
-            return th.cat([window, new.to(window.dtype).reshape(len(window), 1, *window.shape[2:])], dim=1)
+        def put_last(window: th.Tensor, obs: np.ndarray) -> None:
+            window[:, -1] = self.to_torch(obs, copy=False).reshape(window[:, -1].shape)
 
-        noise_ids = None
-        if context.noise_ids is not None and data.noise_ids is not None:
-            noise_ids = append(context.noise_ids, data.noise_ids[last, env])
-        return TrajectoryWindows(
-            map_obs(lambda window, obs: append(window, self._to_device(obs)), context.observations, observations),
-            append(context.previous_actions, data.actions[last, env]),
-            append(context.previous_rewards, data.rewards[last, env]),
-            append(context.episode_starts, th.zeros_like(last)),
-            append(context.episode_ids, data.episode_ids[last, env]),
-            append(context.ages, data.ages[last, env] + 1),
-            noise_ids,
-            n_landmarks=context.n_landmarks,
-        )
+        map_obs(put_last, windows.observations, observations)
+        windows.previous_actions[:, -1:] = data.actions[last, env]
+        windows.previous_rewards[:, -1:] = data.rewards[last, env]
+        windows.episode_starts[:, -1] = False
+        windows.ages[:, -1] += 1
+        return windows if data.landmarks is None else windows.after(self._landmarks_after(last, env))
 
     def _landmarks_after(self, last: th.Tensor, env: th.Tensor) -> TrajectoryWindows:
         """:return: Landmarks of windows whose context ends with the rows ``last`` of the environments ``env``, [N, 1] each"""

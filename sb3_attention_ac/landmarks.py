@@ -79,7 +79,7 @@ class LandmarkStorage:
             return th.where(where, th.from_numpy(steps[last_before]).unsqueeze(1), landmarks)
 
         filled = map_obs(fill, chunks.observations, self.storage.arrays["observations"])
-        return chunks._replace(observations=filled).map(lambda part: part.to(device))._replace(n_landmarks=self.n_landmarks)
+        return chunks._replace(observations=filled).map(lambda part: part.to(device))
 
 
 def landmarks_after(

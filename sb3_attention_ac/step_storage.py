@@ -62,10 +62,8 @@ class RolloutTensors(NamedTuple):
         )
         if self.landmarks is None or chunks is None:
             return steps
-
         where = chunks[:, 0], envs[:, 0]
-        joined = self.landmarks.map(lambda landmarks, window: th.cat([landmarks[where], window], dim=1), steps)
-        return joined._replace(n_landmarks=self.landmarks.n_landmarks)
+        return steps.after(self.landmarks.map(lambda part: part[where]))
 
 
 def stored_dtype(space: spaces.Space[Any]) -> Any:

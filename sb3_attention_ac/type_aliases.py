@@ -82,6 +82,11 @@ class TrajectoryWindows(NamedTuple):
         """:return: The last n steps of each window, without landmarks"""
         return self.map(lambda part: part[:, -n:])
 
+    def after(self, landmarks: "TrajectoryWindows") -> "TrajectoryWindows":
+        """:return: The same windows, with landmarks [N, K, ...] before their steps"""
+        joined = landmarks.map(lambda *parts: th.cat(parts, dim=1), self)
+        return joined._replace(n_landmarks=landmarks.episode_ids.shape[1])
+
     def map(self, function: Callable[..., th.Tensor], *others: "TrajectoryWindows") -> "TrajectoryWindows":
         """
         :param function: From one tensor of each of these windows to a new one
