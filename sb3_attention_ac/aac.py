@@ -57,9 +57,9 @@ from sb3_attention_ac.validation import (
     check_auxiliary,
     check_integers,
     check_memory_options,
+    check_numbers,
     check_policy,
     check_policy_arguments,
-    check_ppo_arguments,
     check_shape,
     check_spaces,
     warn_about_no_effect,
@@ -307,8 +307,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If an argument is out of range or does not go with the others
         """
         architecture, targets = self.policy.architecture, self.policy.aux_targets
-        check_ppo_arguments(vars(self))
-        check_auxiliary(targets, self.aux_coef, self.mask_ratio, self.temperature, architecture)
+        check_numbers(vars(self))
+        if self.sde_sample_freq != -1:
+            check_integers({"sde_sample_freq": (self.sde_sample_freq, 1)})
+        check_auxiliary(targets, self.aux_coef, architecture)
         if self.batch_size is None or (self.env is not None and self.batch_size == self._default_batch_size):
             rollout = self.n_steps * (1 if self.env is None else self.n_envs)
             self.batch_size = architecture.default_batch_size

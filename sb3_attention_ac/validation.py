@@ -1,7 +1,7 @@
 """What can be wrong with the arguments, said at construction: what was given, what is allowed, what to do."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -27,6 +27,25 @@ SMALLEST_IMAGE = 36  # pixels on a side, of SB3's NatureCNN
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
 
 
+# What numbers must be, by the name of the argument
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "gamma": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "gae_lambda": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "ent_coef": (lambda x: True, "a number"),
+    "vf_coef": (lambda x: x >= 0, "at least 0"),
+    "max_grad_norm": (lambda x: x > 0, "greater than 0"),
+    "clip_range": (lambda x: x > 0, "greater than 0"),
+    "clip_range_vf": (lambda x: x > 0, "greater than 0, or None"),
+    "target_kl": (lambda x: x > 0, "greater than 0, or None"),
+    "aux_coef": (lambda x: x >= 0, "at least 0"),
+    "mask_ratio": (lambda x: 0 < x < 1, "between 0 and 1, both excluded"),
+    "temperature": (lambda x: x > 0, "greater than 0"),
+    "dropout": (lambda x: 0 <= x < 1, "in [0, 1)"),
+}
+SCHEDULES = ("clip_range", "clip_range_vf")
+MAY_BE_NONE = (*SCHEDULES, "target_kl", "aux_coef")
+
+
 def check_integers(given: dict[str, tuple[Any, int]]) -> None:
     """
     :param given: Name of each argument to its value and the least that is allowed
@@ -39,32 +58,19 @@ def check_integers(given: dict[str, tuple[Any, int]]) -> None:
             raise ValueError(f"{name}={value} was given, but it must be at least {least}.")
 
 
-def check_numbers(**given: Any) -> None:
-    """:raises ValueError: If one is not a number"""
-    for name, value in given.items():
+def check_numbers(given: Mapping[str, Any]) -> None:
+    """
+    :param given: Arguments by name, of which those in ``RANGES`` are looked at; schedules are not called
+    :raises ValueError: If one is not a number, or out of its range
+    """
+    for name, (is_fine, must) in RANGES.items():
+        value = given.get(name)
+        if name not in given or (name in MAY_BE_NONE and value is None) or (name in SCHEDULES and callable(value)):
+            continue
         if not isinstance(value, Real):
             raise ValueError(f"{name}={value!r} was given, but it must be a number.")
-
-
-def check_ppo_arguments(given: Mapping[str, Any]) -> None:
-    """
-    :param given: Values of PPO's arguments by name; schedules are not called
-    :raises ValueError: If one is out of its range
-    """
-    numbers = {name: given[name] for name in ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")}
-    optional = ("clip_range", "clip_range_vf", "target_kl")
-    numbers |= {name: given[name] for name in optional if given[name] is not None and not callable(given[name])}
-    check_numbers(**numbers)
-    for name, value in numbers.items():
-        if name in ("gamma", "gae_lambda") and not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} was given, but it must be in [0, 1].")
-        if name == "vf_coef" and not value >= 0:
-            raise ValueError(f"vf_coef={value} was given, but it must be at least 0.")
-        if name in ("max_grad_norm", *optional) and not value > 0:
-            none = ", or None" if name in ("clip_range_vf", "target_kl") else ""
-            raise ValueError(f"{name}={value} was given, but it must be greater than 0{none}.")
-    if given["sde_sample_freq"] != -1:
-        check_integers({"sde_sample_freq": (given["sde_sample_freq"], 1)})
+        if not is_fine(value):
+            raise ValueError(f"{name}={value} was given, but it must be {must}.")
 
 
 def check_flags(**given: Any) -> None:
@@ -86,7 +92,7 @@ def check_network(architecture: Architecture) -> None:
     if given.dim_feedforward is not None:
         at_least["dim_feedforward"] = (given.dim_feedforward, 1)
     check_integers(at_least)
-    check_numbers(dropout=given.dropout)
+    check_numbers(vars(given))
     if given.age_input not in AGE_INPUTS:
         raise ValueError(f"age_input={given.age_input!r} was given, but it must be one of {list(AGE_INPUTS)}.")
     if given.d_model % given.n_heads != 0:
@@ -95,8 +101,6 @@ def check_network(architecture: Architecture) -> None:
             f"d_model={given.d_model} is not divisible by n_heads={given.n_heads}: choose n_heads from {divisors}, "
             "or another d_model."
         )
-    if not 0.0 <= given.dropout < 1.0:
-        raise ValueError(f"dropout={given.dropout} was given, but it must be in [0, 1).")
     if given.dropout > 0 and given.memory_actor and given.share_encoder:
         raise ValueError(
             f"dropout={given.dropout} was given with share_encoder=True, but a memory actor's encoder has no dropout (the "
@@ -236,21 +240,13 @@ def warn_about_replaced_methods(policy: nn.Module) -> None:
         )
 
 
-def check_auxiliary(
-    targets: tuple[str, ...], aux_coef: float | None, mask_ratio: float, temperature: float, architecture: Architecture
-) -> None:
+def check_auxiliary(targets: Sequence[str], aux_coef: float | None, architecture: Architecture) -> None:
     """
-    Check the self-supervised loss, see :class:`~sb3_attention_ac.aac.AttentionActorCritic`.
-
-    :raises ValueError: If a value is out of range
+    :param targets: What the self-supervised losses predict
+    :param aux_coef: Their coefficient
+    :param architecture: The network's shape
+    :raises ValueError: If they do not go together
     """
-    check_numbers(aux_coef=0.0 if aux_coef is None else aux_coef, mask_ratio=mask_ratio, temperature=temperature)
-    if aux_coef is not None and not aux_coef >= 0:
-        raise ValueError(f"aux_coef={aux_coef} was given, but it must be at least 0.")
-    if not 0.0 < mask_ratio < 1.0:
-        raise ValueError(f"mask_ratio={mask_ratio} was given, but it must be between 0 and 1, both excluded.")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} was given, but it must be greater than 0.")
     if aux_coef == 0 and architecture.landmark_rule == "surprise":
         raise ValueError("landmark_rule='surprise' needs next-step prediction, which learns nothing with aux_coef=0.")
     if targets and architecture.n_layers == 0:
