@@ -8,22 +8,14 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.policies import (
-    MaskableActorCriticCnnPolicy,
-    MaskableActorCriticPolicy,
-    MaskableMultiInputActorCriticPolicy,
-)
+from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    BasePolicy,
-    MultiInputActorCriticPolicy,
-)
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
@@ -71,12 +63,7 @@ NEXT_STEP_COEF = 1.0  # with a tenth it teaches nothing
 
 # SB3's and contrib's own policies, as scripts import them, and what they are here
 SB3_POLICIES: dict[type[Any], str] = {
-    ActorCriticPolicy: "MlpPolicy",
-    ActorCriticCnnPolicy: "CnnPolicy",
-    MultiInputActorCriticPolicy: "MultiInputPolicy",
-    MaskableActorCriticPolicy: "MlpPolicy",
-    MaskableActorCriticCnnPolicy: "CnnPolicy",
-    MaskableMultiInputActorCriticPolicy: "MultiInputPolicy",
+    policy: alias for algorithm in (PPO, MaskablePPO) for alias, policy in algorithm.policy_aliases.items()
 }
 
 SelfAttentionActorCritic = TypeVar("SelfAttentionActorCritic", bound="AttentionActorCritic")
@@ -523,17 +510,14 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         """As in SB3, but never below zero: the last rollout passes the total, and a negative learning rate unlearns."""
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
-    def _current(self, schedule: float | Schedule) -> float:
-        """The current value of a clipping parameter, a schedule since :meth:`_setup_model`"""
-        assert callable(schedule)
-        return float(schedule(self._current_progress_remaining))
-
     def _update_settings(self) -> UpdateSettings:
+        schedules: Any = self.clip_range, self.clip_range_vf
+        clip_range, clip_range_vf = (s if s is None else float(s(self._current_progress_remaining)) for s in schedules)
         assert self.batch_size is not None
         return UpdateSettings(
             self.batch_size,
-            self._current(self.clip_range),
-            None if self.clip_range_vf is None else self._current(self.clip_range_vf),
+            clip_range,
+            clip_range_vf,
             self.normalize_advantage,
             self.ent_coef,
             self.vf_coef,
