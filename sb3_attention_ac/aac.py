@@ -41,7 +41,7 @@ from sb3_attention_ac.rollout_validation import (
     warn_about_batch_size,
     warn_about_unused_buffer_methods,
 )
-from sb3_attention_ac.rollout_values import RolloutValues, evaluate_rollout
+from sb3_attention_ac.rollout_values import evaluate_rollout, update_gates
 from sb3_attention_ac.saved_network import check_same_network, check_same_parameters, stored_network
 from sb3_attention_ac.train_log import TrainLog
 from sb3_attention_ac.updates import Losses, UpdateSettings, update_class
@@ -391,7 +391,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         values = rollout.last.values.unsqueeze(1)  # [n_envs, 1]; SB3's name, for callbacks
         rollout_buffer.set_values(rollout.values, rollout.mlp_values, rollout.terminal.values.cpu().numpy())
         rollout_buffer.compute_returns_and_advantage(values, dones)
-        self._update_gates(rollout, dones)
+        for name, value in update_gates(self.policy, rollout_buffer, rollout, dones).items():
+            self.logger.record(f"rollout/{name}", value)
         callback.update_locals(locals())
         callback.on_rollout_end()
         rollout_buffer.reload()
@@ -406,25 +407,6 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     def _sample_noise(self, n_envs: int) -> None:
         self.policy.reset_noise(n_envs)
         self.rollout_buffer.start_noise()
-
-    def _update_gates(self, rollout: RolloutValues, dones: np.ndarray) -> None:
-        """Let the gates see how attention has done on this rollout, which nothing was learned from yet."""
-        gate, attention_q, buffer = self.policy.value_gate, self.policy.attention_q, self.rollout_buffer
-        if gate is not None:
-            self.logger.record("rollout/attention_gate", float(gate.gate))
-        if gate is not None and self.policy.skips_attention:
-            gate.skip()
-        elif gate is not None:
-            last, terminal = (part.mlp_values.cpu().numpy() for part in (rollout.last, rollout.terminal))
-            advantages = buffer.advantages
-            if not gate.is_closed:
-                advantages = buffer.advantages_under(rollout.mlp_values, last, dones, terminal)
-            gate.update(distributed.of_all_envs(rollout.residual), distributed.of_all_envs(advantages))
-        if attention_q is not None:
-            predicted = distributed.of_all_envs(rollout.action_advantages)
-            advantages = distributed.of_all_envs(buffer.advantages)
-            for name, value in attention_q.update_gate(predicted, advantages).items():
-                self.logger.record(f"rollout/attention_q_{name}", value)
 
     # --- learning -------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """
-Values of a finished rollout, in a few batched passes under the policy that collected it. The critic is not in the step loop:
-this is the only place that asks it before training.
+Values of a finished rollout, in a few batched passes under the policy that collected it, and what the gates make of them. The
+critic is not in the step loop: this is the only place that asks it before training.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.distributed import of_all_envs
 from sb3_attention_ac.evaluation import evaluate_action_advantages
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.type_aliases import CriticOutput, TrajectoryWindows, WindowSamples, map_obs
@@ -73,6 +74,35 @@ def evaluate_rollout(policy: AttentionActorCriticPolicy, buffer: TrajectoryRollo
     last_steps = np.full(buffer.n_envs, buffer.buffer_size - 1)
     last = _bootstrap(policy, buffer.bootstrap_windows(last_steps, np.arange(buffer.n_envs), last_obs), attends)
     return RolloutValues(values, mlp_values, residual, action_advantages, last, _terminal_values(policy, buffer, attends))
+
+
+def update_gates(
+    policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer, rollout: RolloutValues, dones: np.ndarray
+) -> dict[str, float]:
+    """
+    Let the gates see how attention has done on a rollout, which nothing was learned from yet.
+
+    :param policy: The policy, with its gates
+    :param buffer: The rollout, with advantages
+    :param rollout: Its values
+    :param dones: Whether the last step ended an episode, [n_envs]
+    :return: What to log
+    """
+    gate, attention_q, logged = policy.value_gate, policy.attention_q, {}
+    if gate is not None:
+        logged["attention_gate"] = float(gate.gate)
+        if policy.skips_attention:
+            gate.skip()
+        else:
+            advantages = buffer.advantages
+            if not gate.is_closed:
+                last, terminal = (part.mlp_values.cpu().numpy() for part in (rollout.last, rollout.terminal))
+                advantages = buffer.advantages_under(rollout.mlp_values, last, dones, terminal)
+            gate.update(of_all_envs(rollout.residual), of_all_envs(advantages))
+    if attention_q is not None:
+        predicted, advantages = of_all_envs(rollout.action_advantages), of_all_envs(buffer.advantages)
+        logged |= {f"attention_q_{name}": value for name, value in attention_q.update_gate(predicted, advantages).items()}
+    return logged
 
 
 def _terminal_values(policy: AttentionActorCriticPolicy, buffer: TrajectoryRolloutBuffer, attends: bool) -> CriticOutput:
