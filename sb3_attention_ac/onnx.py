@@ -95,14 +95,15 @@ class _Actor(nn.Module):
         entries: Obs = {name.removeprefix("obs_"): part for name, part in given.items() if name.startswith("obs_")}
         obs = entries or given["obs"]
         policy, memory = self.policy, self.memory
-        if memory is None:
-            parameters = policy.action_parameters(policy.mlp_actor_latent(obs), None, masks)
-            return (self._for_env(policy.distribution.sample(parameters, policy.log_std_or_none, True)[0]),)
-        cache = KVCache._make(given[f"state_{name}"].clone() for name in KVCache._fields)
-        cache.position.clamp_(min=memory.incremental.n_before)  # zeros, at an episode's start, are a state too
-        output = memory.step_tensors(obs, cache, given["episode_start"])
+        cache = output = None
+        if memory is not None:
+            cache = KVCache._make(given[f"state_{name}"].clone() for name in KVCache._fields)
+            cache.position.clamp_(min=memory.incremental.n_before)  # zeros, at an episode's start, are a state too
+            output = memory.step_tensors(obs, cache, given["episode_start"])
         parameters, _ = policy.decide(obs, output, masks, self.tilts)
         actions, _ = policy.distribution.sample(parameters, policy.log_std_or_none, True)
+        if cache is None:
+            return (self._for_env(actions),)
         cache.previous_action.copy_(actions)
         return self._for_env(actions), *cache
 

@@ -422,11 +422,11 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def _single_step_actions(self, obs: PyTorchObs, masks: th.Tensor | None) -> ActionParameters:
         """The action distribution of each observation; what is the critic's alone need not be there"""
-        if not self.remembers:
-            return self.action_parameters(self.mlp_actor_latent(obs), None, masks)
-        windows = TrajectoryWindows.of_single_steps(self._with_axis(obs), get_action_dim(self.action_space))
-        encoded = self.encode_windows(windows, 1, skip_critic=True)
-        return self.decide(obs, encoded.stepped.squeezed(), masks, self.tilts)[0]
+        output = None
+        if self.remembers:
+            windows = TrajectoryWindows.of_single_steps(self._with_axis(obs), get_action_dim(self.action_space))
+            output = self.encode_windows(windows, 1, skip_critic=True).stepped.squeezed()
+        return self.decide(obs, output, masks, self.tilts)[0]
 
     def _single_steps(self, obs: PyTorchObs, masks: th.Tensor | None) -> tuple[ActionParameters, th.Tensor]:
         """The action distribution of each observation, and their values, [N, 1]"""
@@ -515,25 +515,24 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         return self.memory_actor or self.tilts
 
     def decide(
-        self, obs: PyTorchObs, output: EncoderOutput, masks: th.Tensor | None, tilts: bool, in_rollout: bool = False
+        self, obs: PyTorchObs, output: EncoderOutput | None, masks: th.Tensor | None, tilts: bool, in_rollout: bool = False
     ) -> tuple[ActionParameters, th.Tensor | None]:
         """
         :param obs: Observations, [N, *obs_shape]
-        :param output: What the network that is stepped makes of them, [N, ...]
+        :param output: What the network that is stepped makes of them, [N, ...]; None where acting needs no memory
         :param masks: True where an action is allowed, [N, mask_dim]
         :param tilts: Whether Q_att changes actions
         :param in_rollout: Whether these actions are learned from
         :return: What the distributions of actions are made of, and what Q_att added
         """
-        if self.memory_actor:
+        if output is not None and self.memory_actor:
             given = self.action_parameters(output.latent, output.mlp_latent, masks)
         else:
             given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
-        offsets = None
-        if self.attention_q is not None and tilts:
-            offsets = self.attention_q.tilt(output.latent, given, self.log_std_or_none, in_rollout)
-            given = given._replace(parameters=given.parameters + offsets)
-        return given, offsets
+        if output is None or self.attention_q is None or not tilts:
+            return given, None
+        offsets = self.attention_q.tilt(output.latent, given, self.log_std_or_none, in_rollout)
+        return given._replace(parameters=given.parameters + offsets), offsets
 
     def stepped_network(self) -> SteppedNetwork:
         """The network that is stepped while acting: a memory actor's, or beside an MLP actor with Q_att the critic's"""
@@ -564,15 +563,14 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         tilts = self.tilts  # for the whole rollout, whatever a callback loads meanwhile
 
         def act(obs: Obs, episode_starts: np.ndarray, masks: th.Tensor | None) -> ActorOutput:
-            offsets = None
-            if stepped is None or cache is None:
-                given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
-            else:
-                given, offsets = self.decide(obs, stepped.step(obs, cache, episode_starts), masks, tilts, in_rollout)
+            output = surprise = None
+            if stepped is not None and cache is not None:
+                output = stepped.step(obs, cache, episode_starts)
+            given, offsets = self.decide(obs, output, masks, tilts, in_rollout)
             actions, log_prob = self._sample(given, deterministic)
             if cache is not None:
                 cache.previous_action.copy_(actions)
-            surprise = cache.last_surprise() if self.architecture.landmark_rule == "surprise" and cache is not None else None
+                surprise = cache.last_surprise() if self.architecture.landmark_rule == "surprise" else None
             return ActorOutput(actions.reshape(self._actions_shape), log_prob, offsets, surprise)
 
         return act
