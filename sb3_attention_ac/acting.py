@@ -88,14 +88,14 @@ class StateUse:
             warnings.warn(
                 f"predict() was called {CALLS_BEFORE_WARNING} times in a row with state=None on a policy with memory: "
                 f"it starts without a past each time. Pass the state on, and mark where episodes start:\n{RECIPE}",
-                stacklevel=6,  # who called predict() of the model
+                stacklevel=5,  # who called predict() of the model
             )
         if state is not None and self.without_start == CALLS_BEFORE_WARNING:
             warnings.warn(
                 f"predict() was called {CALLS_BEFORE_WARNING} times in a row with a state but without episode_start: if an "
                 "environment was reset meanwhile, it still remembers the previous episode. Mark where episodes start:\n"
                 f"{RECIPE}",
-                stacklevel=6,  # who called predict() of the model
+                stacklevel=5,  # who called predict() of the model
             )
 
 

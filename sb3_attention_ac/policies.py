@@ -45,13 +45,13 @@ from sb3_attention_ac.type_aliases import (
 )
 from sb3_attention_ac.validation import (
     check_attention_q_keys,
-    check_entries,
     check_flags,
     check_integers,
     check_keys,
     check_landmark_rule,
     check_network,
     check_not_overridden,
+    check_observation,
 )
 
 SB3_ARGUMENTS = list(inspect.signature(ActorCriticPolicy.__init__).parameters)[4:]  # after the learning rate's schedule
@@ -244,8 +244,6 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         self.attention_q: AttentionQ | None = None
         self.use_action_dist()
         self._actions_shape = (-1, *(self.action_space.shape or ()))  # of a batch
-        start = getattr(self.action_space, "start", 0)
-        self._first_action = start if np.any(start) else None
         architecture, mlps = self.architecture, self.mlp_extractor
         features_dims = self._actor_extractor.features_dim, self._critic_extractor.features_dim
         self.actor_network, self.critic_network, self.value_gate = architecture.build(mlps, features_dims, self.action_space)
@@ -620,43 +618,25 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :return: the actions and the next state (an MLP actor: what was given)
         :raises ValueError: If state, episode starts or masks do not go with the observations
         """
+        check_observation(observation, self.observation_space, self.actor_keys)
         if self.training:
             self.set_training_mode(False)
-        with self.acting_mode():
-            return self._predicted(observation, state, episode_start, deterministic, action_masks)
-
-    def _predicted(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None,
-        episode_start: np.ndarray | None,
-        deterministic: bool,
-        action_masks: Any,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """As :meth:`predict`, without gradients"""
-        if isinstance(observation, tuple):  # as in SB3
-            raise ValueError(
-                "predict() was given a tuple instead of an array or a dictionary of arrays; this comes from mixing Gym and "
-                "VecEnv API. Pass the observation alone: "
-                "obs, info = env.reset() of a Gym environment; obs = vec_env.reset() and "
-                "obs, rewards, dones, infos = vec_env.step(actions) of a VecEnv."
-            )
-        check_entries(observation, self.observation_space, self.actor_keys)
         if episode_start is not None:
             episode_start = np.asarray(episode_start)
-        obs, vectorized_env = self.obs_to_tensor(observation)
-        if self.remembers:
-            state = self.state_use.resolve(state, episode_start, action_masks is not None)
-            stepped, n = self.stepped_network(), n_observations(obs)
-            cache = self.state_use.cache_of(state, n) or stepped.from_state(state, n)
-            output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
-            given, _ = self.decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
-            actions, _ = self._sample(given, deterministic)
-            cache.previous_action.copy_(actions)
-            state = self.state_use.returned(cache)
-        else:
-            masks = {} if action_masks is None else {"action_masks": action_masks}
-            actions = self._predict(obs, deterministic, **masks)
+        with self.acting_mode():
+            obs, vectorized_env = self.obs_to_tensor(observation)
+            if self.remembers:
+                state = self.state_use.resolve(state, episode_start, action_masks is not None)
+                stepped, n = self.stepped_network(), n_observations(obs)
+                cache = self.state_use.cache_of(state, n) or stepped.from_state(state, n)
+                output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
+                given, _ = self.decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
+                actions, _ = self._sample(given, deterministic)
+                cache.previous_action.copy_(actions)
+                state = self.state_use.returned(cache)
+            else:
+                masks = {} if action_masks is None else {"action_masks": action_masks}
+                actions = self._predict(obs, deterministic, **masks)
         env_actions = self.actions_for_env(actions.cpu().numpy().reshape(self._actions_shape))
         return env_actions if vectorized_env else env_actions.squeeze(axis=0), state
 
@@ -667,7 +647,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             from the start of a Discrete space
         """
         if not isinstance(self.action_space, spaces.Box):
-            return actions if self._first_action is None else actions + self._first_action
+            return actions + getattr(self.action_space, "start", 0)
         if self.squash_output:
             return self.unscale_action(actions)
         clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)

@@ -154,13 +154,19 @@ def check_keys(space: spaces.Space[Any], **given: Sequence[str] | None) -> None:
                 raise ValueError(f"{name} has {key!r}, which the observation space does not know; {offer}.")
 
 
-def check_entries(observation: Any, space: spaces.Space[Any], keys: Sequence[str] | None) -> None:
+def check_observation(observation: Any, space: spaces.Space[Any], keys: Sequence[str] | None) -> None:
     """
     :param observation: What ``predict`` was given
     :param space: The observation space
     :param keys: Which entries of a Dict the actor reads, None for all
-    :raises ValueError: If one of these is missing, or there are others than the space knows
+    :raises ValueError: If it is none; if one of these is missing, or there are others than the space knows
     """
+    if isinstance(observation, tuple):  # as in SB3
+        raise ValueError(
+            "predict() was given a tuple instead of an array or a dictionary of arrays; this comes from mixing Gym and "
+            "VecEnv API. Pass the observation alone: obs, info = env.reset() of a Gym environment; obs = vec_env.reset() and "
+            "obs, rewards, dones, infos = vec_env.step(actions) of a VecEnv."
+        )
     if not isinstance(space, spaces.Dict):
         return
     needed = list(space.spaces if keys is None else keys)
