@@ -1,9 +1,33 @@
-"""What a policy says of the steps of a minibatch of windows."""
+"""What a policy says of the steps of a minibatch, of transitions or of windows."""
 
 import torch as th
 
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.type_aliases import Obs, WindowOutput, WindowSamples, map_obs
+
+
+def evaluate_transitions(
+    policy: AttentionActorCriticPolicy,
+    obs: Obs,
+    actions: th.Tensor,
+    masks: th.Tensor | None = None,
+    offsets: th.Tensor | None = None,
+) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """
+    The MLP actor and the MLP critic, as in SB3.
+
+    :param policy: A policy with an MLP actor
+    :param obs: Observations, [N, *obs_shape]
+    :param actions: As the buffer stores them, [N, action_dim]
+    :param masks: True where an action was allowed, [N, mask_dim]
+    :param offsets: What was added to logits or means, [N, n_parameters]
+    :return: V_mlp(s) [N], log probabilities of the actions [N] and entropy of the action distributions [N]
+    """
+    features = policy.extract_features(obs)
+    pi_features, vf_features = (features, features) if policy.share_features_extractor else features
+    values: th.Tensor = policy.value_net(policy.mlp_extractor.forward_critic(vf_features)).squeeze(-1)
+    given = policy.action_parameters(policy.mlp_extractor.forward_actor(pi_features), None, masks, offsets)
+    return values, *policy.distribution.log_prob_and_entropy(given, policy.log_std_or_none, actions)
 
 
 def evaluate_actions(

@@ -373,24 +373,6 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return False
         return self.value_gate is None or self.value_gate.is_skipped
 
-    def evaluate_transitions(
-        self, obs: Obs, actions: th.Tensor, masks: th.Tensor | None = None, offsets: th.Tensor | None = None
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-        """
-        The MLP actor and the MLP critic, as in SB3.
-
-        :param obs: Observations, [N, *obs_shape]
-        :param actions: As the buffer stores them, [N, action_dim]
-        :param masks: True where an action was allowed, [N, mask_dim]
-        :param offsets: What was added to logits or means, [N, n_parameters]
-        :return: V_mlp(s) [N], log probabilities of the actions [N] and entropy of the action distributions [N]
-        """
-        features = self.extract_features(obs)
-        pi_features, vf_features = (features, features) if self.share_features_extractor else features
-        values: th.Tensor = self.value_net(self.mlp_extractor.forward_critic(vf_features)).squeeze(-1)
-        given = self.action_parameters(self.mlp_extractor.forward_actor(pi_features), None, masks, offsets)
-        return values, *self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
-
     @property
     def log_std_or_none(self) -> th.Tensor | None:
         """Logarithm of the standard deviations of a Box's actions; None for other spaces"""

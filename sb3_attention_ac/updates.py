@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sb3_attention_ac.architecture import ATTENTION_MINIBATCH_FACTOR
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.evaluation import evaluate_action_advantages, evaluate_actions
+from sb3_attention_ac.evaluation import evaluate_action_advantages, evaluate_actions, evaluate_transitions
 from sb3_attention_ac.losses import clipped_surrogate_loss, entropy_loss, normalized, value_loss
 from sb3_attention_ac.networks.preprocessing import encode_actions
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
@@ -187,9 +187,8 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
 
     def losses(self, batch: TransitionSamples | WindowSamples) -> Losses:
         if isinstance(batch, TransitionSamples):
-            masks, offsets = batch.action_masks, batch.logit_offsets
-            outputs = self.policy.evaluate_transitions(batch.observations, batch.actions, masks, offsets)
-            values, log_prob, entropy = outputs
+            given = batch.observations, batch.actions, batch.action_masks, batch.logit_offsets
+            values, log_prob, entropy = evaluate_transitions(self.policy, *given)
             return self._actor_losses(batch, log_prob, entropy) | self._value_losses(batch, values)
         encoded = self.policy.encode_windows(batch.windows, batch.actions.shape[1])
         assert encoded.critic is not None

@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_attention_ac import AAC
-from sb3_attention_ac.evaluation import evaluate_actions
+from sb3_attention_ac.evaluation import evaluate_actions, evaluate_transitions
 from sb3_attention_ac.policies import AttentionActorCriticMultiInputPolicy
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
@@ -85,7 +85,7 @@ def test_the_policys_gradient_and_log_probabilities_do_not_depend_on_the_critics
             log_prob, _ = evaluate_actions(policy, encoded, batch)
         else:
             last = {key: part[:, -batch.actions.shape[1] :].flatten(0, 1) for key, part in observations.items()}
-            log_prob = policy.evaluate_transitions(last, batch.actions.flatten(0, 1))[1]
+            log_prob = evaluate_transitions(policy, last, batch.actions.flatten(0, 1))[1]
         log_prob.sum().backward()
         gradients = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
         results.append((log_prob.detach(), gradients, values))

@@ -18,7 +18,7 @@ from trajectories import ACTION_SPACES, ACTORS, fill, make_buffer, make_policy, 
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
-from sb3_attention_ac.evaluation import evaluate_actions
+from sb3_attention_ac.evaluation import evaluate_actions, evaluate_transitions
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache
 
 FEW = settings(max_examples=5, deadline=None)  # each of many combinations
@@ -139,7 +139,7 @@ def largest_log_ratio(policy, buffer) -> float:
     else:
         for batch in buffer.get_transitions(4):
             arguments = batch.observations, batch.actions, batch.action_masks, batch.logit_offsets
-            log_prob = policy.evaluate_transitions(*arguments)[1]
+            log_prob = evaluate_transitions(policy, *arguments)[1]
             largest = max(largest, float((log_prob - batch.old_log_prob).abs().max()))
     policy.set_training_mode(False)
     return largest
@@ -463,7 +463,7 @@ def test_parameters_written_in_mid_rollout_leave_old_log_probabilities_as_they_w
                     under.append(evaluate_actions(policy, encoded, batch)[0][0])
                 else:
                     samples = buffer.transition_samples(th.arange(20))
-                    under.append(policy.evaluate_transitions(samples.observations, samples.actions)[1])
+                    under.append(evaluate_transitions(policy, samples.observations, samples.actions)[1])
         rollouts_.append((buffer.log_probs[:, 0], th.stack(under).numpy()))
         train()
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_attention_ac import AAC
-from sb3_attention_ac.evaluation import evaluate_actions
+from sb3_attention_ac.evaluation import evaluate_actions, evaluate_transitions
 
 SPACES = {
     "Discrete": spaces.Discrete(5),
@@ -111,7 +111,7 @@ def test_the_first_ratio_is_one_with_masks_and_an_mlp_actor():
     def check() -> None:
         with th.no_grad():
             (samples,) = model.rollout_buffer.get_transitions(None)
-            outputs = model.policy.evaluate_transitions(samples.observations, samples.actions, samples.action_masks)
+            outputs = evaluate_transitions(model.policy, samples.observations, samples.actions, samples.action_masks)
         th.testing.assert_close(outputs[1], samples.old_log_prob, rtol=0, atol=1e-5)
         train()
 

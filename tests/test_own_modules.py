@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize, prune
 from trajectories import ACTORS
 
 from sb3_attention_ac import AAC
-from sb3_attention_ac.evaluation import evaluate_actions
+from sb3_attention_ac.evaluation import evaluate_actions, evaluate_transitions
 from sb3_attention_ac.networks.transformer import Block
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 
@@ -55,7 +55,7 @@ def check_alike(model) -> None:
     policy.set_training_mode(True)
     samples = buffer.transition_samples(th.arange(buffer.buffer_size * buffer.n_envs))
     if not policy.memory_actor:
-        trained = policy.evaluate_transitions(samples.observations, samples.actions, None, samples.logit_offsets)
+        trained = evaluate_transitions(policy, samples.observations, samples.actions, None, samples.logit_offsets)
         th.testing.assert_close(trained[:2], (samples.old_values, samples.old_log_prob), rtol=1e-4, atol=1e-4)
     for batch in buffer.get_windows(8):
         encoded = policy.encode_windows(batch.windows, batch.actions.shape[1])

@@ -8,6 +8,7 @@ import torch as th
 from trajectories import ACTORS, OBSERVATION_SPACE, fill, make_buffer, make_policy, next_observations
 
 from sb3_attention_ac import rollout_values
+from sb3_attention_ac.evaluation import evaluate_transitions
 from sb3_attention_ac.rollout_values import MAX_STEPS_PER_PASS, evaluate_rollout
 
 NETWORKS = {**ACTORS, "no attention": {"n_layers": 0}}
@@ -39,7 +40,7 @@ def test_values_are_those_of_the_windows(network):
         np.testing.assert_allclose(found.values, found.mlp_values + 0.7 * found.residual, rtol=1e-5, atol=1e-6)
         assert np.abs(found.residual).min() > 0
         flat = th.as_tensor(buffer.observations).flatten(0, 1)
-        mlp = policy.evaluate_transitions(flat, th.zeros(len(flat), 1))[0].detach()
+        mlp = evaluate_transitions(policy, flat, th.zeros(len(flat), 1))[0].detach()
         np.testing.assert_allclose(found.mlp_values.ravel(), mlp, rtol=1e-5, atol=1e-6)
     else:
         assert np.array_equal(found.values, found.mlp_values) and not found.residual.any()

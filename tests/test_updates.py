@@ -8,7 +8,7 @@ import torch as th
 from trajectories import ACTION_SPACES, ACTORS, fill, make_buffer, make_policy
 
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
-from sb3_attention_ac.evaluation import evaluate_action_advantages, evaluate_actions
+from sb3_attention_ac.evaluation import evaluate_action_advantages, evaluate_actions, evaluate_transitions
 from sb3_attention_ac.train_log import TrainLog
 from sb3_attention_ac.type_aliases import AuxiliaryLoss, TransitionSamples, WindowSamples
 from sb3_attention_ac.updates import MemoryActorUpdate, MlpActorUpdate, UpdateSettings, update_class
@@ -77,8 +77,8 @@ def test_losses_of_transitions(coefficients, name, masked, attention_q):
     batch = next(update.buffer.get_transitions(None))
     assert (batch.logit_offsets is not None) == attention_q and (batch.action_masks is not None) == masked
     losses = update.losses(batch)
-    values, log_prob, entropy = policy.evaluate_transitions(
-        batch.observations, batch.actions, batch.action_masks, batch.logit_offsets
+    values, log_prob, entropy = evaluate_transitions(
+        policy, batch.observations, batch.actions, batch.action_masks, batch.logit_offsets
     )
     policy_loss = surrogate(log_prob, batch, given.clip_range, given.normalize_advantage)
     if given.clip_range_vf is not None:
@@ -102,18 +102,18 @@ def test_more_entropy_is_less_loss():
     update = make({}, ent_coef=0.5)
     batch = next(update.buffer.get_transitions(None))
     update.losses(batch)["entropy_loss"].backward()
-    entropy = update.policy.evaluate_transitions(batch.observations, batch.actions)[2].mean()
+    entropy = evaluate_transitions(update.policy, batch.observations, batch.actions)[2].mean()
     with th.no_grad():
         for parameter in update.policy.parameters():
             if parameter.grad is not None:
                 parameter.sub_(0.1 * parameter.grad)
-    assert update.policy.evaluate_transitions(batch.observations, batch.actions)[2].mean() > entropy
+    assert evaluate_transitions(update.policy, batch.observations, batch.actions)[2].mean() > entropy
 
 
 def test_entropy_without_a_formula_is_estimated():
     update = make({"use_sde": True, "squash_output": True}, name="Box")
     batch = next(update.buffer.get_transitions(None))
-    _, log_prob, entropy = update.policy.evaluate_transitions(batch.observations, batch.actions)
+    _, log_prob, entropy = evaluate_transitions(update.policy, batch.observations, batch.actions)
     assert entropy is None
     assert update.losses(batch)["entropy_loss"].item() == approx(0.01 * log_prob.mean())
 
