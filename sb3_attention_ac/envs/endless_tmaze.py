@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.envs.base import AGENT, FLOOR, GOAL, WALL, Maze
+from sb3_attention_ac.envs.base import Maze, draw_t
 
 FORWARD, LEFT, RIGHT = range(3)
 
@@ -68,8 +68,12 @@ class EndlessTMaze(Maze):
         self.max_steps = 6 * (corridor_length + 1) * n_corridors
         self.observation_space = spaces.Box(0.0, 1.0, (3,), dtype=np.float32)
         self.action_space = spaces.Discrete(3)
-        self._t = self._x = self._passed = 0
+        self._x = self._passed = 0
         self._length, self._cue = corridor_length, LEFT
+
+    def _begin(self) -> None:
+        self._passed = 0
+        self._enter_corridor()
 
     def _enter_corridor(self) -> None:
         self._x = 0
@@ -83,23 +87,7 @@ class EndlessTMaze(Maze):
         at_cue = self._x == 0
         return np.array([position, at_cue and self._cue == LEFT, at_cue and self._cue == RIGHT], dtype=np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """
-        :param seed: Seed of this and all following episodes
-        :param options: Not used
-        :return: The first cell of the first corridor, and an empty dictionary
-        """
-        super().reset(seed=seed)
-        self._t = self._passed = 0
-        self._enter_corridor()
-        return self._observation(), {}
-
-    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """
-        :param action: 0 forward, 1 left, 2 right
-        :return: Observation, reward, terminated, truncated and information
-        """
-        self._t += 1
+    def _move(self, action: int) -> tuple[float, bool, dict[str, Any]]:
         terminated = False
         if self._x < self._length:
             self._x += action == FORWARD
@@ -112,16 +100,8 @@ class EndlessTMaze(Maze):
                 self._enter_corridor()
         else:
             reward, terminated = self.wrong_reward, True
-        truncated = not terminated and self._t >= self.max_steps
-        info: dict[str, Any] = {}
-        if terminated or truncated:
-            info = {"is_success": self._passed == self.n_corridors, "corridors_passed": self._passed}
-        return self._observation(), reward, terminated, truncated, info
+        return reward, terminated, {"is_success": self._passed == self.n_corridors, "corridors_passed": self._passed}
 
     def _picture(self) -> np.ndarray:
-        picture = np.full((5, self.corridor_length + 3), WALL)
-        end = self._length + 1
-        picture[2, 1 : end + 1] = picture[1:4, end] = FLOOR
-        picture[1 if self._cue == LEFT else 3, end] = GOAL
-        picture[2, self._x + 1] = AGENT
-        return picture
+        goal = 1 if self._cue == LEFT else 3
+        return draw_t(self.corridor_length + 3, self._length + 1, goal, (2, self._x + 1))

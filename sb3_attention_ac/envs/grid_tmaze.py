@@ -64,7 +64,7 @@ class GridTMaze(base.Maze):
         self._one_hot = np.eye(len(TILES), dtype=np.float32)
         self._grid = self._empty_grid()
         self._position = self._goal = self._other = (0, 0)
-        self._direction, self._t = 1, 0
+        self._direction = 1
 
     def _empty_grid(self) -> np.ndarray:
         """:return: The maze without colours, [rows, columns], with a border of two unseen cells around it"""
@@ -78,13 +78,7 @@ class GridTMaze(base.Maze):
         seen: np.ndarray = self._one_hot[self._grid[row + rows, column + columns]].reshape(-1)
         return seen
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """
-        :param seed: Seed of this and all following episodes
-        :param options: Not used
-        :return: The first observation, and an empty dictionary
-        """
-        super().reset(seed=seed)
+    def _begin(self) -> None:
         cue, upper = self.np_random.integers(2, size=2)
         colours = (_GREEN, _BLUE)
         start, end = 3, self.corridor_length + 2  # columns of C and of the junction, in the padded grid
@@ -92,15 +86,9 @@ class GridTMaze(base.Maze):
         self._grid[3, end], self._grid[5, end] = colours[upper], colours[1 - upper]
         self._goal = (3 if cue == upper else 5, end)
         self._other = (5 if cue == upper else 3, end)
-        self._position, self._direction, self._t = (4, start), 1, 0
-        return self._observation(), {}
+        self._position, self._direction = (4, start), 1
 
-    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """
-        :param action: 0 forward, 1 turn right, 2 turn left
-        :return: Observation, reward, terminated, truncated and information
-        """
-        self._t += 1
+    def _move(self, action: int) -> tuple[float, bool, dict[str, Any]]:
         if action == FORWARD:
             down, right = _DIRECTIONS[self._direction]
             ahead = (self._position[0] + int(down), self._position[1] + int(right))
@@ -109,10 +97,7 @@ class GridTMaze(base.Maze):
         else:
             self._direction = (self._direction + (1 if action == TURN_RIGHT else -1)) % 4
         success = self._position == self._goal
-        terminated = success or self._position == self._other
-        truncated = not terminated and self._t >= self.max_steps
-        info = {"is_success": success} if terminated or truncated else {}
-        return self._observation(), float(success), terminated, truncated, info
+        return float(success), success or self._position == self._other, {"is_success": success}
 
     def _picture(self) -> np.ndarray:
         picture: np.ndarray = _PICTURE[self._grid]

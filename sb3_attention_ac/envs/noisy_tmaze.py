@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.envs.base import AGENT, FLOOR, GOAL, WALL, Maze
+from sb3_attention_ac.envs.base import Maze, draw_t
 
 UP, DOWN, LEFT, RIGHT = range(4)
 _CUES = {UP: (0, 1, 1), DOWN: (1, 1, 0)}
@@ -56,7 +56,7 @@ class NoisyTMaze(Maze):
         n_bits = (2 + _POSITION_BITS if show_position else 3) + n_noise
         self.observation_space = spaces.Box(0.0, 1.0, (n_bits,), dtype=np.float32)
         self.action_space = spaces.Discrete(4)
-        self._goal, self._x, self._t = UP, 0, 0
+        self._goal, self._x = UP, 0
 
     def _observation(self) -> np.ndarray:
         first = self._t == 0
@@ -70,38 +70,20 @@ class NoisyTMaze(Maze):
         noise = np.zeros(self.n_noise) if first else self.np_random.integers(2, size=self.n_noise)
         return np.concatenate([bits, noise]).astype(np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """
-        :param seed: Seed of this and all following episodes
-        :param options: Not used
-        :return: The cue, and an empty dictionary
-        """
-        super().reset(seed=seed)
+    def _begin(self) -> None:
         self._goal = UP if self.np_random.integers(2) else DOWN
-        self._x = self._t = 0
-        return self._observation(), {}
+        self._x = 0
 
-    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """
-        :param action: 0 up, 1 down, 2 left, 3 right
-        :return: Observation, reward, terminated, truncated and information
-        """
-        self._t += 1
+    def _move(self, action: int) -> tuple[float, bool, dict[str, Any]]:
         at_junction = self._x == self.corridor_length - 1
         terminated = at_junction and action in (UP, DOWN)
-        success = bool(terminated and action == self._goal)
+        success = terminated and action == self._goal
         reward = -0.1
         if terminated:
             reward = 4.0 if success else -1.0
         elif not at_junction:
-            self._x = max(self._x + {LEFT: -1, RIGHT: 1}.get(int(action), 0), 0)
-        truncated = not terminated and self._t >= self.max_steps
-        info = {"is_success": success} if terminated or truncated else {}
-        return self._observation(), reward, terminated, truncated, info
+            self._x = max(self._x + {LEFT: -1, RIGHT: 1}.get(action, 0), 0)
+        return reward, terminated, {"is_success": success}
 
     def _picture(self) -> np.ndarray:
-        picture = np.full((5, self.corridor_length + 2), WALL)
-        picture[2, 1:-1] = picture[1:4, -2] = FLOOR
-        picture[1 if self._goal == UP else 3, -2] = GOAL
-        picture[2, self._x + 1] = AGENT
-        return picture
+        return draw_t(self.corridor_length + 2, self.corridor_length, 1 if self._goal == UP else 3, (2, self._x + 1))

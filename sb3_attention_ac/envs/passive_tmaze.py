@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.envs.base import AGENT, FLOOR, GOAL, WALL, Maze
+from sb3_attention_ac.envs.base import Maze, draw_t
 
 RIGHT, UP, LEFT, DOWN = range(4)
 _MOVES = {RIGHT: (1, 0), UP: (0, 1), LEFT: (-1, 0), DOWN: (0, -1)}
@@ -53,47 +53,33 @@ class PassiveTMaze(Maze):
             raise ValueError(f"corridor_length={corridor_length} was given, but it must be at least 1.")
         if penalty is not None and penalty > 0:
             raise ValueError(f"penalty={penalty}: it is added to the reward as it is, so it has to be 0 or negative.")
-        self.corridor_length = corridor_length
+        self.corridor_length, self.max_steps = corridor_length, corridor_length + 1
         self.penalty = -1.0 / corridor_length if penalty is None else penalty
         self.goal_reward = goal_reward
         self.observation_space = spaces.Box(-1.0, 1.0, (2,), dtype=np.float32)
         self.action_space = spaces.Discrete(4)
-        self._goal = self._x = self._y = self._t = 0
+        self._goal = self._x = self._y = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """
-        :param seed: Seed of this and all following episodes
-        :param options: Not used
-        :return: The cue, and an empty dictionary
-        """
-        super().reset(seed=seed)
-        self._x = self._y = self._t = 0
+    def _begin(self) -> None:
+        self._x = self._y = 0
         self._goal = 1 if self.np_random.integers(2) else -1
-        return np.array([0, self._goal], dtype=np.float32), {}
 
-    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """
-        :param action: 0 right, 1 up, 2 left, 3 down
-        :return: Observation, reward, terminated, truncated (never) and information
-        """
-        self._t += 1
-        dx, dy = _MOVES[int(action)]
+    def _move(self, action: int) -> tuple[float, bool, dict[str, Any]]:
+        dx, dy = _MOVES[action]
         at_junction = self._x == self.corridor_length
         if self._y == 0 and 0 <= self._x + dx <= self.corridor_length:
             self._x += dx
         if at_junction and abs(self._y + dy) <= 1:
             self._y += dy
-        terminated = self._t == self.corridor_length + 1
-        in_corridor = self._x < self.corridor_length
-        obs = np.array([0, 0] if in_corridor else [1, self._y], dtype=np.float32)
-        if terminated:
-            success = self._y == self._goal
-            return obs, self.goal_reward * success, True, False, {"is_success": success}
-        return obs, self.penalty if self._x < self._t else 0.0, False, False, {}
+        success = self._y == self._goal
+        if self._t == self.max_steps:
+            return self.goal_reward * success, True, {"is_success": success}
+        return self.penalty if self._x < self._t else 0.0, False, {}
+
+    def _observation(self) -> np.ndarray:
+        if self._t == 0:
+            return np.array([0, self._goal], dtype=np.float32)
+        return np.array([0, 0] if self._x < self.corridor_length else [1, self._y], dtype=np.float32)
 
     def _picture(self) -> np.ndarray:
-        picture = np.full((5, self.corridor_length + 3), WALL)
-        picture[2, 1:-1] = picture[1:4, -2] = FLOOR
-        picture[2 - self._goal, -2] = GOAL
-        picture[2 - self._y, self._x + 1] = AGENT
-        return picture
+        return draw_t(self.corridor_length + 3, self.corridor_length + 1, 2 - self._goal, (2 - self._y, self._x + 1))
