@@ -27,7 +27,7 @@ _VALUES = np.array([N_OBJECTS, N_COLOURS, N_STATES])
 _N_CHANNELS = N_OBJECTS + N_COLOURS + N_STATES
 
 
-class MiniGridView(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class MiniGridView(gym.ObservationWrapper[np.ndarray, Any, Any], gym.utils.RecordConstructorArgs):
     """
     Shows what a MiniGrid agent sees, object, colour and state of each cell, as a vector of small integers, so that nobody
     takes it for a picture: SB3 would divide ``ImgObsWrapper``'s by 255 and put its channels first. Read it with
@@ -43,7 +43,7 @@ class MiniGridView(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordConst
 
     def __init__(self, env: gym.Env[Any, Any], direction: bool = False):
         gym.utils.RecordConstructorArgs.__init__(self, direction=direction)
-        gym.Wrapper.__init__(self, env)
+        gym.ObservationWrapper.__init__(self, env)
         space = env.observation_space
         image = space.spaces.get("image") if isinstance(space, spaces.Dict) else None
         if image is None or image.shape is None or len(image.shape) != 3 or image.shape[2] != 3:
@@ -56,28 +56,23 @@ class MiniGridView(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordConst
         high = np.append(high, N_DIRECTIONS - 1) if direction else high
         self.observation_space = spaces.Box(np.zeros_like(high, dtype=np.uint8), high.astype(np.uint8), dtype=np.uint8)
 
-    def _view(self, obs: Any) -> np.ndarray:
-        view: np.ndarray = obs["image"].reshape(-1)
-        return np.append(view, np.uint8(obs["direction"])) if self.direction else view
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def observation(self, observation: Any) -> np.ndarray:
         """
-        :param seed: Seed of this and all following episodes
-        :param options: Options of the environment
-        :return: The first view, uint8 [width * height * 3, one more with ``direction``], and the environment's information
+        :param observation: MiniGrid's
+        :return: The view, uint8 [width * height * 3, one more with ``direction``]
         """
-        obs, info = self.env.reset(seed=seed, options=options)
-        return self._view(obs), info
+        view: np.ndarray = observation["image"].reshape(-1)
+        return np.append(view, np.uint8(observation["direction"])) if self.direction else view
 
     def step(self, action: Any) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """
         :param action: One of MiniGrid's seven actions
         :return: The view, and what else the environment returned
         """
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        view, reward, terminated, truncated, info = super().step(action)
         if terminated or truncated:
             info = {**info, "is_success": bool(terminated and float(reward) > 0)}
-        return self._view(obs), reward, terminated, truncated, info
+        return view, reward, terminated, truncated, info
 
 
 class MiniGridOneHot(BaseFeaturesExtractor):
