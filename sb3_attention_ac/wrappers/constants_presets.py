@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
+SetConstants = Callable[[gym.Env[Any, Any], Mapping[str, float]], None]
+
 
 class Preset(NamedTuple):
     """What :class:`HiddenConstants` needs to know about a simulator"""
 
     ranges: dict[str, tuple[float, float]]
     """Low and high end by name"""
-    set_constants: Callable[[gym.Env[Any, Any], Mapping[str, float]], None]
+    set_constants: SetConstants
     """Puts values, all or some of them, into an environment before its ``reset()``"""
 
 
-def set_attributes(names: Mapping[str, str]) -> Callable[[gym.Env[Any, Any], Mapping[str, float]], None]:
+def set_attributes(names: Mapping[str, str]) -> SetConstants:
     """
     :param names: Attribute of the innermost environment for each constant
     :return: Sets them
@@ -32,11 +34,7 @@ def set_attributes(names: Mapping[str, str]) -> Callable[[gym.Env[Any, Any], Map
     return set_constants
 
 
-def set_cartpole(env: gym.Env[Any, Any], values: Mapping[str, float]) -> None:
-    """
-    :param env: CartPole
-    :param values: See :data:`PRESETS`
-    """
+def _set_cartpole(env: gym.Env[Any, Any], values: Mapping[str, float]) -> None:
     cartpole: Any = env.unwrapped
     names = {"gravity": "gravity", "cart_mass": "masscart", "pole_mass": "masspole", "length": "length", "force": "force_mag"}
     set_attributes(names)(env, values)
@@ -44,11 +42,7 @@ def set_cartpole(env: gym.Env[Any, Any], values: Mapping[str, float]) -> None:
     cartpole.polemass_length = cartpole.masspole * cartpole.length
 
 
-def set_lunar_lander(env: gym.Env[Any, Any], values: Mapping[str, float]) -> None:
-    """
-    :param env: LunarLander
-    :param values: See :data:`PRESETS`
-    """
+def _set_lunar_lander(env: gym.Env[Any, Any], values: Mapping[str, float]) -> None:
     names = {"gravity": "gravity", "wind": "wind_power", "turbulence": "turbulence_power"}
     set_attributes(names)(env, values)
     if {"wind", "turbulence"} & set(values):
@@ -58,36 +52,33 @@ def set_lunar_lander(env: gym.Env[Any, Any], values: Mapping[str, float]) -> Non
             setattr(lander, names[name], 0.0)
 
 
-def mujoco_setter(env: gym.Env[Any, Any]) -> Callable[[gym.Env[Any, Any], Mapping[str, float]], None]:
+def _mujoco_arrays(model: Any) -> dict[str, tuple[Any, ...]]:
+    return {
+        "gravity": (model.opt.gravity,),
+        "mass": (model.body_mass, model.body_inertia),
+        "friction": (model.geom_friction[:, 0],),  # of sliding
+        "damping": (model.dof_damping,),
+        "strength": (model.actuator_gear,),
+    }
+
+
+def mujoco_setter(env: gym.Env[Any, Any]) -> SetConstants:
     """
     :param env: An environment of Gymnasium's MujocoEnv
     :return: A setter that multiplies the values which the model had when it was first given to this function
     """
     model: Any = env.unwrapped.model  # type: ignore[attr-defined]
-    present = {
-        "gravity": (model.opt.gravity.copy(),),
-        "mass": (model.body_mass.copy(), model.body_inertia.copy()),
-        "friction": (model.geom_friction[:, 0].copy(),),  # of sliding
-        "damping": (model.dof_damping.copy(),),
-        "strength": (model.actuator_gear.copy(),),
-    }
+    present = {name: [array.copy() for array in arrays] for name, arrays in _mujoco_arrays(model).items()}
     loaded = vars(env.unwrapped).setdefault("_loaded_constants", present)  # another wrapper may have set others since
 
     def set_constants(env: gym.Env[Any, Any], values: Mapping[str, float]) -> None:
         simulator: Any = env.unwrapped
-        model = simulator.model
-        targets = {
-            "gravity": (model.opt.gravity,),
-            "mass": (model.body_mass, model.body_inertia),
-            "friction": (model.geom_friction[:, 0],),
-            "damping": (model.dof_damping,),
-            "strength": (model.actuator_gear,),
-        }
+        arrays = _mujoco_arrays(simulator.model)
         for name, factor in values.items():
-            for target, original in zip(targets[name], loaded[name], strict=True):
-                target[:] = factor * original
+            for array, original in zip(arrays[name], loaded[name], strict=True):
+                array[:] = factor * original
         # Masses of subtrees and the like, which the solver reads
-        importlib.import_module("mujoco").mj_setConst(model, simulator.data)
+        importlib.import_module("mujoco").mj_setConst(simulator.model, simulator.data)
 
     return set_constants
 
@@ -116,7 +107,7 @@ PRESETS: dict[str, Preset] = {
             "length": (0.25, 1.0),
             "force": (5.0, 15.0),
         },
-        set_cartpole,
+        _set_cartpole,
     ),
     "AcrobotEnv": Preset(
         {"mass_1": (0.5, 1.5), "mass_2": (0.5, 1.5), "center_1": (0.3, 0.7), "center_2": (0.3, 0.7), "inertia": (0.5, 1.5)},
@@ -124,7 +115,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "LunarLander": Preset(
         {"gravity": (-11.9, -5.0), "wind": (0.0, 20.0), "turbulence": (0.0, 2.0)},
-        set_lunar_lander,
+        _set_lunar_lander,
     ),
 }
 

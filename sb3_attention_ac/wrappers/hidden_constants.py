@@ -21,21 +21,20 @@ The observation becomes a Dict of ``observation`` and ``privileged``. In RL Zoo'
       policy: MultiInputPolicy
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, SupportsFloat
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.wrappers.constants_presets import find_preset
+from sb3_attention_ac.wrappers.constants_presets import SetConstants, find_preset
 from sb3_attention_ac.wrappers.previous_step import OBSERVATION
 
 PRIVILEGED = "privileged"
-SetConstants = Callable[[gym.Env[Any, Any], Mapping[str, float]], None]
 
 
-class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.RecordConstructorArgs):
+class HiddenConstants(gym.ObservationWrapper[dict[str, Any], Any, Any], gym.utils.RecordConstructorArgs):
     """
     Resamples constants of the simulator in each episode, uniformly from their ranges, and shows them under a separate key. An
     actor that does not read that key has to infer them by acting; its critic may be told.
@@ -60,7 +59,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
         shown: Sequence[str] | None = None,
     ):
         gym.utils.RecordConstructorArgs.__init__(self, ranges=ranges, set_constants=set_constants, shown=shown)
-        gym.Wrapper.__init__(self, env)
+        gym.ObservationWrapper.__init__(self, env)
         if set_constants is None:
             preset = find_preset(env)
             ranges = preset.ranges if ranges is None else ranges
@@ -88,8 +87,12 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
             entries[PRIVILEGED] = spaces.Box(-1.0, 1.0, (len(self.shown),), dtype=np.float32)
         self.observation_space = spaces.Dict(entries)
 
-    def _extend(self, obs: Any) -> dict[str, Any]:
-        entries = dict(obs) if self._is_dict else {OBSERVATION: obs}
+    def observation(self, observation: Any) -> dict[str, Any]:
+        """
+        :param observation: The environment's
+        :return: The same with the constants
+        """
+        entries = dict(observation) if self._is_dict else {OBSERVATION: observation}
         if self.shown:
             entries[PRIVILEGED] = self._privileged.copy()
         return entries
@@ -117,15 +120,7 @@ class HiddenConstants(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Reco
         self._draw(given)
         self._set_constants(self.env, self.values)
         obs, info = self.env.reset(seed=seed, options=options or None)
-        return self._extend(obs), {**info, "constants": dict(self.values)}
-
-    def step(self, action: Any) -> tuple[dict[str, Any], SupportsFloat, bool, bool, dict[str, Any]]:
-        """
-        :param action: The action
-        :return: The observation with the constants, and what else the environment returned
-        """
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._extend(obs), reward, terminated, truncated, info
+        return self.observation(obs), {**info, "constants": dict(self.values)}
 
 
 def _check_names(what: str, names: Any, known: Mapping[str, Any]) -> None:
