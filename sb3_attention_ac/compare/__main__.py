@@ -5,6 +5,7 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sb3_attention_ac.compare.backends import NAMES
 from sb3_attention_ac.compare.comparison import compare
@@ -60,24 +61,22 @@ def parser() -> argparse.ArgumentParser:
     return parse
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     """
-    :param arguments: Command line, None for that of the process
-    :return: What it says, and where it names a suite, what that one says
+    :return: What the command line says, and where it names a suite, what that one says
     :raises CompareError: If the suite is wrong, or the command line says something else
     """
     parse = parser()
-    given = parse.parse_args(arguments)
-    if given.suite is None:
+    given = vars(parse.parse_args(arguments))
+    if given["suite"] is None:
         return given
     from sb3_attention_ac.compare.suites import choose, read_suite
 
-    folder = Path(given.suite)
+    folder = Path(given["suite"])
     default = vars(parse.parse_args([]))
     parse.set_defaults(**dict.fromkeys(default))
     chosen = {name: value for name, value in vars(parse.parse_args(arguments)).items() if value is not None}
-    out = str(Path("runs", folder.resolve().name))
-    return argparse.Namespace(**{**default, "out": out, **choose(read_suite(folder), chosen)})
+    return {**default, "out": str(Path("runs", folder.resolve().name)), **choose(read_suite(folder), chosen)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,31 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without arrows shall not end hours of training in an error
     try:
         given = _parse(arguments)
+        suite = given.pop("suite")
+        results = None if suite is None else Path(suite, "results.csv")
         protocol = Protocol(
-            steps=given.steps,
-            evaluations=given.evaluations,
-            episodes=given.episodes,
-            deterministic=not given.stochastic,
-            device=given.device,
-            gym_packages=tuple(given.gym_packages),
+            **{name: given.pop(name) for name in ("steps", "evaluations", "episodes", "device")},
+            deterministic=not given.pop("stochastic"),
+            gym_packages=tuple(given.pop("gym_packages")),
         )
-        comparison = compare(
-            given.algos,
-            given.envs,
-            given.seeds,
-            given.out,
-            protocol=protocol,
-            variants=given.variants,
-            hyperparams=given.hyperparams,
-            first_seed=given.first_seed,
-            n_jobs=given.n_jobs,
-            backend=given.backend,
-            address=given.address,
-            rerun_corrupt=given.rerun_corrupt,
-            references=given.references,
-            seconds=given.seconds,
-            results=None if given.suite is None else Path(given.suite, "results.csv"),
-        )
+        comparison = compare(**given, protocol=protocol, results=results)  # what is left has the names of its arguments
     except CompareError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -122,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {failure}", file=sys.stderr)
     print((comparison.report.parent / "table.md").read_text(encoding="utf-8"))
     print(f"Report: {comparison.report}")
-    if given.suite is not None:
-        print(f"Results: {Path(given.suite, 'results.csv')}")
+    if results is not None:
+        print(f"Results: {results}")
     return 1 if comparison.failures else 0
 
 
