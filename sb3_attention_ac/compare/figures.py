@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from sb3_attention_ac.compare.texts import with_interval
+
 COLUMNS = 3  # panels side by side
 PANEL = (4.2, 3.0)  # inches
 Colour = tuple[float, float, float]
@@ -126,21 +128,12 @@ def improvement_matrix(improvements: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(max(size, 4.5), 0.65 * size + 0.8), layout="constrained")
     axis = figure.add_subplot()
 
-    def wide(column: str) -> pd.DataFrame:
-        return improvements.pivot(index="algorithm", columns="other", values=column).reindex(algorithms, columns=algorithms)
-
-    probability, low, high = wide("probability"), wide("low"), wide("high")
-    texts = (
-        probability.map(lambda value: f"{value:.2f}")
-        + "\n["
-        + low.map("{:.2f}".format)
-        + ", "
-        + high.map("{:.2f}".format)
-        + "]"
-    )
+    labels = [with_interval(row, "probability", digits=2).replace(" ", "\n", 1) for _, row in improvements.iterrows()]
+    wide = improvements.assign(label=labels).pivot(index="algorithm", columns="other")
+    probability, label = (wide[name].reindex(algorithms, columns=algorithms) for name in ("probability", "label"))
     sns.heatmap(
-        probability, annot=texts.where(low.notna(), probability.map("{:.2f}".format)).to_numpy(), fmt="", vmin=0, vmax=1,
-        cmap="vlag_r", linewidths=1, cbar=False, ax=axis, annot_kws={"fontsize": 8},
+        probability, annot=label.to_numpy(), fmt="", vmin=0, vmax=1, cmap="vlag_r", linewidths=1, cbar=False, ax=axis,
+        annot_kws={"fontsize": 8},
     )  # fmt: skip
     axis.set(xlabel="", ylabel="", title="probability that the row beats the column")
     axis.tick_params(axis="y", rotation=0)
