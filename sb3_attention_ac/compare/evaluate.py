@@ -56,7 +56,7 @@ class EvaluationCallback(BaseCallback):
         self._clock = 0.0
 
     def _on_training_start(self) -> None:
-        self._clock = time.perf_counter()
+        self._lap()
         self._record(0)
 
     def _on_step(self) -> bool:
@@ -73,7 +73,7 @@ class EvaluationCallback(BaseCallback):
 
     def give_up(self) -> None:
         """The run diverged: the remaining evaluations get returns of NaN."""
-        self._stop_clock()
+        self.train_seconds += self._lap()
         nothing = self.protocol.episodes
         self._append(self.protocol.evaluations, (math.nan,) * nothing, (0,) * nothing)
         self.close()
@@ -84,10 +84,10 @@ class EvaluationCallback(BaseCallback):
             self.recorded.env.close()
             self.recorded = None
 
-    def _stop_clock(self) -> None:
-        now = time.perf_counter()
-        self.train_seconds += now - self._clock
-        self._clock = now
+    def _lap(self) -> float:
+        """:return: Seconds since the last call"""
+        before, self._clock = self._clock, time.perf_counter()
+        return self._clock - before
 
     def _record(self, point: int) -> None:
         """
@@ -95,12 +95,9 @@ class EvaluationCallback(BaseCallback):
 
         :param point: Number of the last point passed
         """
-        self._stop_clock()
-        returns, lengths = self._evaluate()
-        self._append(point, returns, lengths)
-        now = time.perf_counter()
-        self.evaluation_seconds += now - self._clock
-        self._clock = now
+        self.train_seconds += self._lap()
+        self._append(point, *self._evaluate())
+        self.evaluation_seconds += self._lap()
 
     def _append(self, point: int, returns: tuple[float, ...], lengths: tuple[int, ...]) -> None:
         ended = [episode.total for episodes in self.training for episode in take_finished(episodes)]
@@ -111,9 +108,7 @@ class EvaluationCallback(BaseCallback):
     def _evaluate(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         # Evaluations draw no random numbers from those of training: more or fewer of them change no result
         with own_randomness(self.protocol.evaluation_seed):
-            recorded, observations = self._begin()
-            returns, lengths = self._play(recorded, observations)
-        return returns, lengths
+            return self._play(*self._begin())
 
     def _begin(self) -> tuple[RecordedEnv, VecEnvObs]:
         """
