@@ -7,13 +7,12 @@ import pandas as pd
 import pytest
 from test_compare import REFERENCES, few_repetitions, make_result, make_results
 
-from sb3_attention_ac.compare.differing import differing_settings
 from sb3_attention_ac.compare.scores import Reference
 from sb3_attention_ac.compare.statistics import aggregate_curves, improvements, summaries
 from sb3_attention_ac.compare.storage import Result
 from sb3_attention_ac.compare.tables import tables
 from sb3_attention_ac.compare.texts import summary_table, task_table
-from sb3_attention_ac.compare.verdict import verdict
+from sb3_attention_ac.compare.verdict import differing_settings, verdict
 
 __all__ = ["few_repetitions"]  # for every test here too
 

@@ -1,11 +1,13 @@
 """Who won, by how much, how sure, at what cost: in words."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from sb3_attention_ac.compare.differing import differing_settings
+from sb3_attention_ac.argument_names import default_arguments
+from sb3_attention_ac.compare.names import known_algorithms
 from sb3_attention_ac.compare.scores import Reference, observed, scale
 from sb3_attention_ac.compare.settings import Job
 from sb3_attention_ac.compare.statistics import FEW_SEEDS
@@ -14,6 +16,12 @@ from sb3_attention_ac.compare.texts import with_interval
 
 FAR_FROM_GOOD = 0.5  # on the common scale
 NAMED = 4  # settings in the headline
+# What RL Zoo does where a file says nothing
+ZOO: dict[str, Any] = {"n_envs": 1, "normalize": False, "frame_stack": None, "env_wrapper": None, "vec_env_wrapper": None}
+ZOO |= {"env_kwargs": None, "callback": None, "monitor_kwargs": None, "vec_env": "gymnasium"}
+# The algorithms' own business, the same for all runs, or without an effect on the numbers
+LEFT_OUT = {"policy", "env", "n_timesteps", "seed", "device", "verbose", "tensorboard_log", "stats_window_size"}
+LEFT_OUT |= {"rollout_buffer_class", "replay_buffer_class", "_init_setup_model"}
 
 
 def verdict(
@@ -91,13 +99,38 @@ def _head(ranking: pd.DataFrame, pairs: pd.DataFrame) -> str:
         )
     if sure == others:
         # More often the better one, but perhaps by less than anybody would care about
-        close = [other for other in others if row["low"] <= ranking.loc[other, "high"]]
-        margin = f", but not by much: the intervals of its score and of {_possessive(close)} overlap" if close else ""
+        close = [f"{other}'s" for other in others if row["low"] <= ranking.loc[other, "high"]]
+        margin = f", but not by much: the intervals of its score and of {_names(close)} overlap" if close else ""
         return f"{best} wins{margin}."
     doubts = [f"these runs do not distinguish it from {_names(unsure)}"] if unsure else []
     doubts += [f"{_seeds(ranking.loc[few])} of {_names(few)} cannot tell (take at least {FEW_SEEDS})"] if few else []
     head = f"{claim}; it beats {_names(sure)}" if sure else f"No clear winner: {claim}"
     return f"{head}, but {', and '.join(doubts)}."
+
+
+def differing_settings(jobs: Iterable[Job], first: str, others: Iterable[str]) -> list[str]:
+    """
+    Who wins under other settings wins perhaps because of them.
+
+    :param jobs: Runs
+    :param first: Name of a variant
+    :param others: Names of variants
+    :return: Names of the settings that the first and one of the others both have, and not the same, on some environment
+    """
+    by_name = {(job.variant, job.env): job for job in jobs}
+    pairs = [(by_name[first, env], by_name.get((other, env))) for name, env in by_name if name == first for other in others]
+    found = set()
+    for mine, other in pairs:
+        if other is not None:
+            here, there = _all_settings(mine), _all_settings(other)
+            found |= {name for name in here.keys() & there.keys() if here[name] != there[name]}
+    return sorted(found)
+
+
+def _all_settings(job: Job) -> dict[str, Any]:
+    """:return: Settings in the format of RL Zoo, with the defaults of algorithm and RL Zoo where the job says nothing"""
+    defaults = default_arguments(known_algorithms()[job.algo])
+    return {name: value for name, value in {**ZOO, **defaults, **job.hyperparams}.items() if name not in LEFT_OUT}
 
 
 def _settings(jobs: Sequence[Job], best: str, others: list[str]) -> str:
@@ -130,10 +163,6 @@ def _seeds(final: pd.DataFrame) -> str:
 
 def _names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _possessive(names: list[str]) -> str:
-    return _names([f"{name}'s" for name in names])
 
 
 def _cost(costs: pd.DataFrame) -> str:
