@@ -22,14 +22,14 @@ logs as ``rollout/success_rate``.
 
 from typing import Any
 
-from gymnasium.envs.registration import register
+from gymnasium.envs.registration import register, spec
 
 from sb3_attention_ac.envs.base import Maze
 from sb3_attention_ac.envs.endless_tmaze import EndlessTMaze
 from sb3_attention_ac.envs.grid_tmaze import GridTMaze
-from sb3_attention_ac.envs.mujoco import register_partly_observed
 from sb3_attention_ac.envs.noisy_tmaze import NoisyTMaze
 from sb3_attention_ac.envs.passive_tmaze import PassiveTMaze
+from sb3_attention_ac.wrappers.sensors import FailingSensors, PositionOnly, VelocityOnly
 
 __all__ = ["EndlessTMaze", "GridTMaze", "NoisyTMaze", "PassiveTMaze"]
 
@@ -50,4 +50,13 @@ for _n in (1, 3, 5, 10):
     _register(EndlessTMaze, f"EndlessTMazeUniform{_n}", n_corridors=_n, lengths="uniform")
 for _n, _length in ((3, 50), (5, 100)):
     _register(EndlessTMaze, f"EndlessTMaze{_n}x{_length}", n_corridors=_n, corridor_length=_length)
-register_partly_observed()
+for _task in ("Ant", "HalfCheetah", "Hopper", "Walker2d"):  # MuJoCo itself is imported by gym.make
+    _spec = spec(f"{_task}-v5")
+    for _wrapper in (PositionOnly, VelocityOnly, FailingSensors):
+        register(
+            f"{_task}{_wrapper.__name__}-v5",
+            entry_point=_spec.entry_point,
+            reward_threshold=_spec.reward_threshold,
+            max_episode_steps=_spec.max_episode_steps,
+            additional_wrappers=(*_spec.additional_wrappers, _wrapper.wrapper_spec()),
+        )
