@@ -128,9 +128,12 @@ def improvement_matrix(improvements: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(max(size, 4.5), 0.65 * size + 0.8), layout="constrained")
     axis = figure.add_subplot()
 
-    labels = [with_interval(row, "probability", digits=2).replace(" ", "\n", 1) for _, row in improvements.iterrows()]
-    wide = improvements.assign(label=labels).pivot(index="algorithm", columns="other")
-    probability, label = (wide[name].reindex(algorithms, columns=algorithms) for name in ("probability", "label"))
+    texts = [with_interval(row, "probability", digits=2).replace(" ", "\n", 1) for _, row in improvements.iterrows()]
+    pairs = improvements.assign(label=texts)
+    probability, label = (
+        pairs.pivot(index="algorithm", columns="other", values=name).reindex(algorithms, columns=algorithms)
+        for name in ("probability", "label")
+    )
     sns.heatmap(
         probability, annot=label.to_numpy(), fmt="", vmin=0, vmax=1, cmap="vlag_r", linewidths=1, cbar=False, ax=axis,
         annot_kws={"fontsize": 8},
