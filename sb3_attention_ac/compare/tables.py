@@ -1,13 +1,13 @@
 """Tidy tables of results: one row per evaluation, one row per run."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from sb3_attention_ac.compare.scores import Reference, normalize, references_for
-from sb3_attention_ac.compare.storage import Result
+from sb3_attention_ac.compare.storage import Evaluation, Result
 
 
 def evaluation_table(results: Iterable[Result]) -> pd.DataFrame:
@@ -35,38 +35,38 @@ def evaluation_table(results: Iterable[Result]) -> pd.DataFrame:
     )
 
 
-def run_table(results: Iterable[Result], evaluations: pd.DataFrame, references: Mapping[str, Reference]) -> pd.DataFrame:
+def run_table(results: Iterable[Result], references: Mapping[str, Reference]) -> pd.DataFrame:
     """
     :param results: Finished runs, in the order of the report
-    :param evaluations: Their evaluations, see :func:`evaluation_table`
     :param references: Reference scores by environment
     :return: One row per run: algorithm, environment, seed, final (score at the end), area (mean height of the learning curve
         over steps), both also on the common scale, diverged (whether it ended in returns that are not finite), steps,
         train_seconds, evaluation_seconds, steps_per_second, parameters
     """
-    curves = {key: group for key, group in evaluations.groupby(["algorithm", "environment", "seed"], sort=False)}
-    rows = []
-    for result in results:
-        curve = curves[result.job.variant, result.job.env, result.job.seed]
-        rows.append(
-            {
-                "algorithm": result.job.variant,
-                "environment": result.job.env,
-                "seed": result.job.seed,
-                "final": curve["score"].iloc[-1],
-                "area": _mean_height(curve),
-                "diverged": result.diverged,
-                "steps": result.steps,
-                "train_seconds": result.train_seconds,
-                "evaluation_seconds": result.evaluation_seconds,
-                "steps_per_second": result.steps / result.train_seconds,
-                "parameters": result.n_parameters,
-            }
-        )
-    runs = pd.DataFrame(rows)
+    runs = pd.DataFrame(
+        {
+            "algorithm": result.job.variant,
+            "environment": result.job.env,
+            "seed": result.job.seed,
+            "final": result.evaluations[-1].score,
+            "area": _mean_height(result.evaluations),
+            "diverged": result.diverged,
+            "steps": result.steps,
+            "train_seconds": result.train_seconds,
+            "evaluation_seconds": result.evaluation_seconds,
+            "steps_per_second": result.steps / result.train_seconds,
+            "parameters": result.n_parameters,
+        }
+        for result in results
+    )
     for column in ("final", "area"):
         runs[f"{column}_normalized"] = normalize(runs[column], runs["environment"], references)
     return runs
+
+
+def _mean_height(curve: Sequence[Evaluation]) -> float:
+    scores, steps = np.array([(point.score, point.steps) for point in curve]).T
+    return float(np.average((scores[1:] + scores[:-1]) / 2, weights=np.diff(steps)))  # trapezoids; NaN if it diverged
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -85,13 +85,6 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _mean_height(curve: pd.DataFrame) -> float:
-    scores = curve["score"].to_numpy()
-    if np.isnan(scores).any():
-        return float("nan")
-    return float(np.average((scores[1:] + scores[:-1]) / 2, weights=np.diff(curve["steps"])))  # trapezoids
-
-
 def tables(
     results: Iterable[Result], known: Mapping[str, Reference]
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Reference]]:
@@ -104,7 +97,7 @@ def tables(
     evaluations = evaluation_table(results)
     references = references_for(evaluations, known)
     evaluations["score_normalized"] = normalize(evaluations["score"], evaluations["environment"], references)
-    return evaluations, run_table(results, evaluations, references), references
+    return evaluations, run_table(results, references), references
 
 
 def without_diverged(evaluations: pd.DataFrame) -> pd.DataFrame:
@@ -112,8 +105,8 @@ def without_diverged(evaluations: pd.DataFrame) -> pd.DataFrame:
     :param evaluations: See :func:`evaluation_table`
     :return: Those of the runs whose returns were all finite
     """
-    runs = evaluations.groupby(["algorithm", "environment", "seed"], sort=False)["score"]
-    return evaluations[runs.transform(lambda scores: scores.notna().all()).astype(bool)]
+    runs = evaluations.groupby(["algorithm", "environment", "seed"], sort=False)
+    return runs.filter(lambda run: run["score"].notna().all())
 
 
 def on_common_seconds(evaluations: pd.DataFrame, points: int = 50) -> pd.DataFrame:
