@@ -171,7 +171,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         check_integers({"n_steps": (n_steps, 1), "n_epochs": (n_epochs, 1), "n_trajectories": (n_trajectories, 0)})
         env = maybe_make_env(env, verbose)
         if hasattr(env, "observation_space"):
-            check_spaces(policy, env.observation_space, "features_extractor_class" in (policy_kwargs or {}))
+            alias = policy if isinstance(policy, str) else ""
+            own_policy = self.policy_aliases.get(alias) is not AttentionActorCritic.policy_aliases.get(alias)
+            check_spaces(policy, env.observation_space, policy_kwargs or {}, own_policy)
             check_shape(env.action_space, "action")
         super().__init__(
             policy,
@@ -345,16 +347,18 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         rollout_buffer.reset()
         self.policy.chunk_length = rollout_buffer.chunk_length  # it may have another size by now
         if self.use_sde:
-            self._sample_noise(env.num_envs)
+            self._sample_noise(rollout_buffer)
         if use_masking is None:
             use_masking = forbids_actions(env) if self.use_masking is None else self.use_masking
         masks = action_masks = None
+        values: th.Tensor | None = None  # none before the end of the rollout
         callback.on_rollout_start()
+        warn_about_replaced_methods(self.policy)
         act = self.policy.start_acting(rollout_buffer)
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self._sample_noise(env.num_envs)
+                self._sample_noise(rollout_buffer)
             obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
             if use_masking:
                 action_masks = get_action_masks(env)
@@ -404,9 +408,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._statistics.merge()
         return agreed
 
-    def _sample_noise(self, n_envs: int) -> None:
-        self.policy.reset_noise(n_envs)
-        self.rollout_buffer.start_noise()
+    def _sample_noise(self, rollout_buffer: TrajectoryRolloutBuffer) -> None:
+        self.policy.reset_noise(rollout_buffer.n_envs)
+        rollout_buffer.start_noise()
 
     # --- learning -------------------------------------------------------------------------------------------------------
 
@@ -415,6 +419,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         if self.policy.masked_prediction is not None:
+            self.policy.check_key_encoder()
             self.recent_trajectories.add(self.rollout_buffer)
         gate = self.policy.value_gate
         settings = self._update_settings()
@@ -485,20 +490,21 @@ class AttentionActorCritic(OnPolicyAlgorithm):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
-        for group in self.policy.optimizer.param_groups:
-            group["lr"] *= group.get("lr_scale", 1.0)  # of the groups that the policy made
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] *= group.get("lr_scale", 1.0)  # of the groups that the policy made
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """As in SB3, but never below zero: the last rollout passes the total, and a negative learning rate unlearns."""
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def _update_settings(self) -> UpdateSettings:
-        schedules: Any = self.clip_range, self.clip_range_vf
-        clip_range, clip_range_vf = (s if s is None else float(s(self._current_progress_remaining)) for s in schedules)
+        progress = self._current_progress_remaining
+        clip_range_vf = self.clip_range_vf if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
         assert self.batch_size is not None
         return UpdateSettings(
             self.batch_size,
-            clip_range,
+            FloatSchedule(self.clip_range)(progress),  # a number, where one was put in later
             clip_range_vf,
             self.normalize_advantage,
             self.ent_coef,
@@ -531,8 +537,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         assert self.env is not None, "No environment was given: pass env to the constructor, to load() or to set_env()"
         if use_masking and not is_masking_supported(self.env):
             raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
-        self.policy.use_action_dist()  # it may have been replaced
-        warn_about_replaced_methods(self.policy)
+
         self.use_masking = forbids_actions(self.env) if use_masking is None else use_masking
         self._join_others()
         callback, progress_bar = distributed.callbacks_of(callback), progress_bar and distributed.rank() == 0

@@ -58,14 +58,15 @@ class StateUse:
         self._last = state, cache if is_shared else None
         return state
 
-    def cache_of(self, state: Any, n_envs: int) -> KVCache | None:
+    def cache_of(self, state: Any, n_envs: int, n_slots: int) -> KVCache | None:
         """
         :param state: What ``predict`` was given
         :param n_envs: Number of observations it goes with
+        :param n_slots: Steps that a cache holds now
         :return: A copy of the cache, if the state is the very one that was returned last: there is nothing to check
         """
         last, cache = self._last
-        if cache is None or state is not last or len(cache.age) != n_envs:
+        if cache is None or state is not last or cache.features.shape[:2] != (n_envs, n_slots):
             return None
         return KVCache._make(tensor.clone() for tensor in cache)
 
@@ -107,11 +108,17 @@ def _restarted(count: int) -> int:
 def acting_mode(policy: nn.Module) -> type[th.inference_mode | th.no_grad]:
     """
     :param policy: A policy that is about to act
-    :return: Inference mode, in which a step takes a fifth less time; ``no_grad`` if a module is the user's own: a tensor
-        that it keeps from a call could not be learned with later
+    :return: Inference mode, in which a step takes a fifth less time; ``no_grad`` if a module is the user's own, hooked, or has
+        a method replaced: a tensor that is kept from a call could not be learned with later
     """
-    own = any(type(module).__module__.split(".")[0] not in KNOWN_PACKAGES for module in policy.modules())
-    return th.no_grad if own else th.inference_mode
+    return th.no_grad if any(_is_the_users(module) for module in policy.modules()) else th.inference_mode
+
+
+def _is_the_users(module: nn.Module) -> bool:
+    own, attributes = type(module), vars(module)
+    hooked = any(attributes.get(name) for name in ("_forward_hooks", "_forward_pre_hooks"))  # private: may be missing
+    replaced = any(callable(value) and hasattr(own, name) for name, value in attributes.items())
+    return hooked or replaced or own.__module__.split(".")[0] not in KNOWN_PACKAGES
 
 
 def checked_episode_starts(state: Any, given: Any, n_envs: int) -> np.ndarray:

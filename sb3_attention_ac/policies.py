@@ -59,6 +59,25 @@ SB3_ARGUMENTS = list(inspect.signature(ActorCriticPolicy.__init__).parameters)[4
 Act = Callable[[Obs, np.ndarray, th.Tensor | None], ActorOutput]
 
 
+def with_positional(kwargs: dict[str, Any], args: Sequence[Any]) -> dict[str, Any]:
+    """
+    :param kwargs: Keyword arguments of the policy
+    :param args: Arguments without a name, in the order of :class:`stable_baselines3.common.policies.ActorCriticPolicy`
+    :return: All of them by name
+    :raises TypeError: If there are too many, or one is given twice
+    """
+    if len(args) > len(SB3_ARGUMENTS):
+        raise TypeError(
+            f"The policy takes at most {3 + len(SB3_ARGUMENTS)} positional arguments, SB3's, but {3 + len(args)} were given: "
+            "give the others by name."
+        )
+    named = dict(zip(SB3_ARGUMENTS, args, strict=False))
+    # A policy for images has a default of its own for the features extractor
+    for name in named.keys() & kwargs.keys() - {"features_extractor_class"}:
+        raise TypeError(f"The policy was given {name} twice, by position and by name.")
+    return kwargs | named
+
+
 class AttentionActorCriticPolicy(ActorCriticPolicy):
     """
     SB3's actor-critic policy whose critic attends to the trajectory. At initialization the critic is SB3's MLP critic: what
@@ -127,7 +146,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         chunk_length: int | None = None,
         **kwargs: Any,
     ):
-        kwargs.update(zip(SB3_ARGUMENTS, args, strict=False))
+        kwargs = with_positional(kwargs, args)
         check_not_overridden(type(self), AttentionActorCriticPolicy, memory_actor)
         check_flags(memory_actor=memory_actor, share_encoder=share_encoder, attention_q=attention_q)
         self.architecture = (MemoryActorArchitecture if memory_actor else MlpActorArchitecture)(
@@ -236,12 +255,16 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
         :raises TypeError: If it is one that would not be called
         """
+        if self.action_dist is self._used_dist:
+            return
         self.distribution = make_action_distribution(self.action_space, self.action_dist)
+        self._used_dist: Distribution | None = self.action_dist
         if self.attention_q is not None:
             self.attention_q.use(self.distribution)
 
     def _build_attention(self) -> None:
         self.attention_q: AttentionQ | None = None
+        self._used_dist = None
         self.use_action_dist()
         self._actions_shape = (-1, *(self.action_space.shape or ()))  # of a batch
         architecture, mlps = self.architecture, self.mlp_extractor
@@ -270,6 +293,11 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """:return: The encoder that the critic reads: what the masked prediction teaches"""
         actor, critic = self.actor_encoder, self.critic_encoder
         return critic if actor is None or critic.network.encoder is not None else actor
+
+    def check_key_encoder(self) -> None:
+        """Start the key encoder of the masked prediction anew, where what it follows has been replaced."""
+        if self.masked_prediction is not None:
+            self.masked_prediction.check_key_encoder(*self._trained_by_masking()[:2])
 
     def update_key_encoder(self) -> None:
         """Let the key encoder of the masked prediction follow the critic's, after a step of the optimizer."""
@@ -578,6 +606,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
     def set_training_mode(self, mode: bool) -> None:
         """:param mode: True for training, False for acting"""
         super().set_training_mode(mode)
+        self.use_action_dist()
         if not mode:
             self.acting_mode = acting_mode(self)
 
@@ -603,6 +632,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         check_observation(observation, self.observation_space, self.actor_keys)
         if self.training:
             self.set_training_mode(False)
+        self.use_action_dist()
         if episode_start is not None:
             episode_start = np.asarray(episode_start)
         with self.acting_mode():
@@ -610,7 +640,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             if self.remembers:
                 state = self.state_use.resolve(state, episode_start, action_masks is not None)
                 stepped, n = self.stepped_network(), n_observations(obs)
-                cache = self.state_use.cache_of(state, n) or stepped.from_state(state, n)
+                cache = self.state_use.cache_of(state, n, stepped.incremental.n_slots) or stepped.from_state(state, n)
                 output = stepped.step(obs, cache, checked_episode_starts(state, episode_start, n))
                 given, _ = self.decide(obs, output, self.checked_masks(action_masks, obs), self.tilts)
                 actions, _ = self._sample(given, deterministic)

@@ -242,7 +242,7 @@ def warn_about_replaced_methods(policy: nn.Module) -> None:
         warnings.warn(
             f"Training does not call {' or '.join(found)} of the policy: values and log probabilities of whole windows are "
             f"computed at once. Replace or hook {NOT_CALLED[names[0]] if names else 'the networks themselves'} instead.",
-            stacklevel=3,
+            stacklevel=5,  # who called learn()
         )
 
 
@@ -287,11 +287,14 @@ def warn_about_no_effect(
             )
 
 
-def check_spaces(policy: Any, observation_space: spaces.Space[Any], has_extractor: bool) -> None:
+def check_spaces(
+    policy: Any, observation_space: spaces.Space[Any], policy_kwargs: Mapping[str, Any], own_policy: bool = False
+) -> None:
     """
     :param policy: The policy's alias, or a class
     :param observation_space: The environment's
-    :param has_extractor: Whether a features extractor is given: an alias stands for nothing but a default one
+    :param policy_kwargs: Keyword arguments of the policy. With a features extractor, an alias stands for nothing
+    :param own_policy: Whether the alias is of a user's own policy
     :raises ValueError: If they do not go together
     """
     parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
@@ -304,7 +307,7 @@ def check_spaces(policy: Any, observation_space: spaces.Space[Any], has_extracto
                 "(gymnasium.wrappers.FlattenObservation)."
             )
         check_shape(space, "observation")
-    if has_extractor:
+    if own_policy or "features_extractor_class" in policy_kwargs:
         return
     is_dict = isinstance(observation_space, spaces.Dict)
     kind = f"the observation space is {observation_space}"
@@ -314,6 +317,10 @@ def check_spaces(policy: Any, observation_space: spaces.Space[Any], has_extracto
         raise ValueError(f"{policy!r} is not for Dict observations, but {kind}: use 'MultiInputPolicy'.")
     if policy == "CnnPolicy" and not is_image_space(observation_space, normalized_image=True, check_channels=False):
         raise ValueError(f"'CnnPolicy' is for image observations, but {kind}: use 'MlpPolicy'.")
+    keys = policy_kwargs.get("actor_keys"), policy_kwargs.get("critic_keys")
+    if isinstance(observation_space, spaces.Dict) and None not in keys:
+        names = [name for given in keys if isinstance(given, Sequence) for name in given]
+        parts = [space for name, space in observation_space.spaces.items() if name in names]
     for space in parts if policy in ("CnnPolicy", "MultiInputPolicy") else ():
         # The smallest of the three numbers is that of the channels
         if is_image_space(space, check_channels=False) and sorted(space.shape or ())[1] < SMALLEST_IMAGE:

@@ -56,6 +56,10 @@ def masked_mean(values: th.Tensor, where: th.Tensor) -> th.Tensor:
     return (values * where).sum() / averaged(where.sum()).clamp(min=1)
 
 
+def _structure(network: nn.Module) -> list[Any]:
+    return [type(module) for module in network.modules()] + [parameter.shape for parameter in network.parameters()]
+
+
 class MaskedPrediction(nn.Module):
     """
     Heads that predict masked steps, and the key encoder (EMA) that makes their targets.
@@ -101,6 +105,18 @@ class MaskedPrediction(nn.Module):
         self.mask_token = nn.Parameter(th.zeros(d_model))
         self.key_extractor = copy.deepcopy(features_extractor).requires_grad_(False)
         self.key_mlp = copy.deepcopy(mlp).requires_grad_(False)
+
+    def check_key_encoder(self, features_extractor: BaseFeaturesExtractor, mlp: nn.Module) -> None:
+        """
+        Start the key encoder anew where what it follows has been replaced.
+
+        :param features_extractor: As in the constructor
+        :param mlp: Likewise
+        """
+        if _structure(features_extractor) != _structure(self.key_extractor):
+            self.key_extractor = copy.deepcopy(features_extractor).requires_grad_(False)
+        if _structure(mlp) != _structure(self.key_mlp):
+            self.key_mlp = copy.deepcopy(mlp).requires_grad_(False)
 
     @th.no_grad()
     def update_key_encoder(self, features_extractor: nn.Module, mlp: nn.Module, tau: float = KEY_TAU) -> None:
