@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
@@ -99,11 +100,8 @@ class Categoricals:
         """:return: [N, sum of sizes] as [N, n_groups, most], filled up where groups have different sizes"""
         if self.is_even:
             return flat.reshape(*flat.shape[:-1], -1, self.most)
-        parts = [F.pad(part, (0, self.most - n), value=fill) for part, n in self._parts(flat)]
-        return th.stack(parts, dim=-2)
-
-    def _parts(self, flat: th.Tensor) -> list[tuple[th.Tensor, int]]:
-        return list(zip(flat.split(self.sizes, dim=-1), self.sizes, strict=True))
+        parts = flat.split(self.sizes, dim=-1)
+        return th.stack([F.pad(part, (0, self.most - part.shape[-1]), value=fill) for part in parts], dim=-2)
 
     def log_probs(self, given: ActionParameters) -> th.Tensor:
         """:return: log probability of each category, [N, n_groups, most]; about -1e8 for forbidden ones, -inf for padding"""
@@ -237,20 +235,15 @@ def as_sb3_distribution(
     """
     made: Any = distribution
     if isinstance(distribution, StateDependentNoiseDistribution):
-        return distribution.proba_distribution(given.parameters, log_std, given.latent_sde)  # type: ignore[arg-type]
-    if given.masks is None:
-        arguments = (given.parameters,) if log_std is None else (given.parameters, log_std)
-        result: Distribution = made.proba_distribution(*arguments)
-        return result
-    from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
-
-    logits = given.parameters
-    if isinstance(action_space, spaces.MultiBinary):
-        logits = _two_logits(logits)
-    masked: Any = make_masked_proba_distribution(action_space)
-    masked.proba_distribution(logits).apply_masking(given.masks)
-    maskable: Distribution = masked
-    return maskable
+        made = made.proba_distribution(given.parameters, log_std, given.latent_sde)
+    elif given.masks is None:
+        made = made.proba_distribution(*[part for part in (given.parameters, log_std) if part is not None])
+    else:
+        is_binary = isinstance(action_space, spaces.MultiBinary)
+        made = make_masked_proba_distribution(action_space)
+        made.proba_distribution(_two_logits(given.parameters) if is_binary else given.parameters).apply_masking(given.masks)
+    result: Distribution = made
+    return result
 
 
 def forbids_actions(env: GymEnv) -> bool:
@@ -291,7 +284,7 @@ def check_masks(masks: object, distribution: ActionDistribution, n: int, device:
             f"actions need ({n}, {distribution.mask_dim}): one entry for each action, True where it is allowed."
         )
     allowed = allowed.reshape(n, distribution.mask_dim)
-    possible = th.stack([part.any(dim=-1) for part, _ in distribution._parts(allowed)], dim=-1)
+    possible = distribution._grouped(allowed, False).any(dim=-1)  # [n, n_groups]
     if not possible.all():
         row = int((~possible.all(dim=-1)).nonzero()[0])
         raise ValueError(
