@@ -9,11 +9,8 @@ from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.validation import check_integers
 
-STEPS_SEEN = (
-    "n_context",
-    "n_landmarks",
-    "landmark_rule",
-)  # where buffer and policy differ, training sees what acting does not
+# Where buffer and policy differ, training sees what acting does not
+STEPS_SEEN = ("n_context", "n_landmarks", "landmark_rule")
 
 
 def check_buffer_arguments(arguments: dict[str, Any], architecture: Architecture) -> None:
@@ -39,28 +36,19 @@ def check_buffer_arguments(arguments: dict[str, Any], architecture: Architecture
 
 
 def warn_about_unused_buffer_methods(buffer_class: type[Any]) -> None:
-    """
-    :param buffer_class: The rollout buffer's class
-    """
-    names = [
-        name for name in ("get", "_get_samples") if getattr(buffer_class, name) is not getattr(TrajectoryRolloutBuffer, name)
-    ]
-    if names:
-        warnings.warn(
-            f"{buffer_class.__name__} overrides {names[0]}(), which is not called in training: minibatches come from "
-            "get_transitions() and get_windows(). Override transition_samples() or window_samples() instead.",
-            stacklevel=4,
-        )
+    """Say which method of SB3's buffers a subclass overrides in vain."""
+    for name in ("get", "_get_samples"):
+        if getattr(buffer_class, name) is not getattr(TrajectoryRolloutBuffer, name):
+            warnings.warn(
+                f"{buffer_class.__name__} overrides {name}(), which is not called in training: minibatches come from "
+                "get_transitions() and get_windows(). Override transition_samples() or window_samples() instead.",
+                stacklevel=4,
+            )
+            return
 
 
 def check_buffer(buffer: RolloutBuffer, n_steps: int, n_envs: int, architecture: Architecture) -> None:
-    """
-    :param buffer: The rollout buffer, which may have been replaced
-    :param n_steps: Steps to collect
-    :param n_envs: Number of environments
-    :param architecture: The network's shape
-    :raises ValueError: If they do not go together
-    """
+    """:raises ValueError: If the rollout buffer, which may have been replaced, is not for such rollouts or this network"""
     if not isinstance(buffer, TrajectoryRolloutBuffer):
         raise ValueError(
             f"rollout_buffer is a {type(buffer).__name__}, but attention needs a TrajectoryRolloutBuffer. For rollouts of "

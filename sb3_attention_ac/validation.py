@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
@@ -16,12 +17,9 @@ from sb3_attention_ac.landmarks import check_rule
 from sb3_attention_ac.networks.preprocessing import AGE_INPUTS
 
 LSTM_POLICIES = {  # RecurrentPPO's, as scripts name or import them, and what to use here
-    "MlpLstmPolicy": "MlpPolicy",
-    "CnnLstmPolicy": "CnnPolicy",
-    "MultiInputLstmPolicy": "MultiInputPolicy",
-    "RecurrentActorCriticPolicy": "MlpPolicy",
-    "RecurrentActorCriticCnnPolicy": "CnnPolicy",
-    "RecurrentMultiInputActorCriticPolicy": "MultiInputPolicy",
+    name: alias.replace("Lstm", "")
+    for alias, policy in RecurrentPPO.policy_aliases.items()
+    for name in (alias, policy.__name__)
 }
 SMALLEST_IMAGE = 36  # pixels on a side, of SB3's NatureCNN
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
@@ -115,11 +113,7 @@ def check_network(architecture: Architecture) -> None:
 
 
 def check_landmark_rule(architecture: Architecture, targets: Sequence[str]) -> None:
-    """
-    :param architecture: The network's shape
-    :param targets: What the self-supervised losses predict
-    :raises ValueError: If the rule is unknown, or what it needs is missing
-    """
+    """:raises ValueError: If the rule is unknown, or what it needs is missing"""
     rule = architecture.landmark_rule
     check_rule(rule)
     if rule == "first":
@@ -136,11 +130,7 @@ def check_landmark_rule(architecture: Architecture, targets: Sequence[str]) -> N
 
 
 def check_keys(space: spaces.Space[Any], **given: Sequence[str] | None) -> None:
-    """
-    :param space: The observation space
-    :param given: ``actor_keys`` and ``critic_keys``
-    :raises ValueError: If the space has no such entries
-    """
+    """:raises ValueError: If the observation space has no such entries as ``actor_keys`` and ``critic_keys``"""
     for name, keys in given.items():
         if keys is None:
             continue
@@ -186,8 +176,6 @@ def check_attention_q_keys(
 ) -> None:
     """
     :param acts_by_critic: Whether what the critic's encoder has seen changes the actions of an MLP actor
-    :param actor_keys: Entries of Dict observations that the actor reads
-    :param critic_keys: Those of the critic
     :raises ValueError: If it would act on entries that are the critic's alone
     """
     alone = [key for key in critic_keys or () if key not in (actor_keys or ())]
@@ -231,9 +219,7 @@ def check_not_overridden(policy_class: type[Any], base: type[Any], memory_actor:
 
 
 def warn_about_replaced_methods(policy: nn.Module) -> None:
-    """
-    :param policy: The policy, whose methods may have been replaced by a function, or hooked
-    """
+    """:param policy: The policy, whose methods may have been replaced by a function, or hooked"""
     names = [name for name in NOT_CALLED if name in vars(policy)]
     found = [f"{name}()" for name in names]
     if any(getattr(policy, name, None) for name in ("_forward_hooks", "_forward_pre_hooks")):  # private: may be missing
@@ -247,12 +233,7 @@ def warn_about_replaced_methods(policy: nn.Module) -> None:
 
 
 def check_auxiliary(targets: Sequence[str], aux_coef: float | None, architecture: Architecture) -> None:
-    """
-    :param targets: What the self-supervised losses predict
-    :param aux_coef: Their coefficient
-    :param architecture: The network's shape
-    :raises ValueError: If they do not go together
-    """
+    """:raises ValueError: If the self-supervised losses go neither with their coefficient nor with the network"""
     if aux_coef == 0 and architecture.landmark_rule == "surprise":
         raise ValueError("landmark_rule='surprise' needs next-step prediction, which learns nothing with aux_coef=0.")
     if targets and architecture.n_layers == 0:
@@ -262,15 +243,7 @@ def check_auxiliary(targets: Sequence[str], aux_coef: float | None, architecture
 def warn_about_no_effect(
     targets: tuple[str, ...], aux_coef: float | None, mask_ratio: float, temperature: float, n_trajectories: int
 ) -> None:
-    """
-    Say which options of the self-supervised loss change nothing.
-
-    :param targets: What is predicted
-    :param aux_coef: As given to the constructor, like the others
-    :param mask_ratio: Likewise
-    :param temperature: Likewise
-    :param n_trajectories: Likewise
-    """
+    """Say which options of the self-supervised loss change nothing; all but the targets as given to the constructor."""
     masked = set(targets) - {"next_step"}
     no_effect = {
         "aux_coef": (aux_coef, aux_coef is None or bool(targets), "an aux_loss"),
@@ -331,11 +304,7 @@ def check_spaces(
 
 
 def check_shape(space: spaces.Space[Any], kind: str) -> None:
-    """
-    :param space: Of observations or actions
-    :param kind: "observation" or "action"
-    :raises ValueError: If it has a shape that SB3 does not know
-    """
+    """:raises ValueError: If a space ("observation" or "action") has a shape that SB3 does not know"""
     wrapper = "FlattenObservation" if kind == "observation" else "TransformAction"
     wrap = f"wrap the environment to flatten it (gymnasium.wrappers.{wrapper})"
     name = type(space).__name__
@@ -355,11 +324,7 @@ def check_shape(space: spaces.Space[Any], kind: str) -> None:
 
 
 def check_policy_arguments(policy: Any, policy_kwargs: Any) -> None:
-    """
-    :param policy: The policy's alias, or a class
-    :param policy_kwargs: Its keyword arguments, or None
-    :raises ValueError: If it is neither, or one of RecurrentPPO's, or the arguments are not a dictionary
-    """
+    """:raises ValueError: If the policy is none, or one of RecurrentPPO's, or its arguments are not a dictionary"""
     if not isinstance(policy, (str, type)):
         raise ValueError(f"policy={policy!r} is not a policy: use 'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'.")
     name = policy if isinstance(policy, str) else policy.__name__
@@ -377,10 +342,9 @@ def check_policy_arguments(policy: Any, policy_kwargs: Any) -> None:
 
 def check_memory_options(policy_kwargs: Mapping[str, Any], policy_class: type[Any]) -> None:
     """
-    With an explicit ``memory_actor=False`` its options may stay, as in variants of one setting.
+    Of a policy without a memory actor. With an explicit ``memory_actor=False`` its options may stay, as in variants of one
+    setting.
 
-    :param policy_kwargs: Keyword arguments of a policy that has no memory actor
-    :param policy_class: The policy
     :raises ValueError: If there are options for a memory actor, and nothing says that there is none
     """
     defaults = default_arguments(policy_class)
@@ -394,11 +358,7 @@ def check_memory_options(policy_kwargs: Mapping[str, Any], policy_class: type[An
 
 
 def check_policy(policy_class: type[Any], base: type[Any]) -> None:
-    """
-    :param policy_class: The policy to use
-    :param base: What it must be
-    :raises ValueError: If it is not
-    """
+    """:raises ValueError: If the policy is none of ours"""
     if not issubclass(policy_class, base):
         raise ValueError(
             f"policy={policy_class.__name__} is not a subclass of {base.__name__}: use 'MlpPolicy', 'CnnPolicy', "

@@ -169,14 +169,7 @@ class HistoryEncoder:
         hidden: th.Tensor | None = None,
         attends: bool = True,
     ) -> EncoderOutput:
-        """
-        :param windows: N windows
-        :param features: Of every step, [N, W, F]
-        :param n_queries: How many of the last steps to return
-        :param hidden: Another network's hidden states of these, [N, n_queries, hidden_dim], for a network without an encoder
-        :param attends: Whether to ask the encoder
-        :return: What is made of the last steps, [N, n_queries, ...]
-        """
+        """As :meth:`HistoryNetwork.forward`, of N windows"""
         previous_steps = self.encode_previous(
             windows.previous_actions, windows.previous_rewards, windows.ages, windows.episode_starts
         )
