@@ -180,7 +180,7 @@ def test_a_state_is_that_of_its_call_whoever_calls_meanwhile(other_model):
         Interrupted.interrupted = False
         state = use.returned(mine)
         assert state[KVCache._fields.index("age")].tolist() == [5.0, 5.0]
-        found = use.cache_of(state, 2)
+        found = use.cache_of(state, 2, mine.features.shape[1])
         assert found is None or found.age.tolist() == [5.0, 5.0]
 
 
