@@ -68,33 +68,27 @@ class AttentionQ(nn.Module):
         """Whether actions are tilted"""
         return bool(self.evidence > OPEN_ABOVE)
 
-    def advantages(
-        self, latent: th.Tensor, given: ActionParameters, actions: th.Tensor, log_std: th.Tensor | None
-    ) -> th.Tensor:
+    def advantages(self, latent: th.Tensor, given: ActionParameters, actions: th.Tensor) -> th.Tensor:
         """
         :param latent: [N, latent_dim]; no gradient goes into it
         :param given: The distributions that the actions were drawn from
         :param actions: As the buffer stores them, [N, action_dim]
-        :param log_std: Logarithm of the standard deviations (Box), else None
         :return: A_att(h, a), in units of the advantages' standard deviation, [N]
         """
         weights: th.Tensor = self.head(latent.detach())
         if not isinstance(self.distribution, Categoricals):
-            assert log_std is not None
-            return (weights * ((actions - given.parameters) / log_std.exp()).detach()).sum(dim=-1)
+            assert given.log_std is not None
+            return (weights * ((actions - given.parameters) / given.log_std.exp()).detach()).sum(dim=-1)
         with th.no_grad():
             probabilities = self.distribution.log_probs(given).exp()  # [N, n_groups, most]
             score = self.distribution.one_hot(actions) - probabilities
         return (self.distribution.grouped(weights) * score).sum(dim=(-2, -1))
 
     @th.no_grad()
-    def tilt(
-        self, latent: th.Tensor, given: ActionParameters, log_std: th.Tensor | None, in_rollout: bool = False
-    ) -> th.Tensor:
+    def tilt(self, latent: th.Tensor, given: ActionParameters, in_rollout: bool = False) -> th.Tensor:
         """
         :param latent: [N, latent_dim]
         :param given: The distributions before
-        :param log_std: Logarithm of the standard deviations (Box), else None
         :param in_rollout: Whether to note beta and KL divergence, to be logged with the rollout
         :return: What to add to their parameters, whether or not the gate is open, [N, n_parameters]
         """
@@ -104,23 +98,22 @@ class AttentionQ(nn.Module):
             mean, square = ((probabilities * power).sum(dim=-1) for power in (grouped, grouped.square()))
             variance = (square - mean.square()).sum(dim=-1)
         else:
-            assert log_std is not None
-            variance, weights = weights.square().sum(dim=-1), weights * log_std.exp()
+            assert given.log_std is not None
+            variance, weights = weights.square().sum(dim=-1), weights * given.log_std.exp()
         beta = (2 * KL_BOUND / variance.clamp(min=1e-12)).sqrt().clamp(max=MAX_BETA)
         offsets = beta.unsqueeze(-1) * weights
         if in_rollout:
-            self._tilted.append((float(beta.mean()), float(self.divergence(given, offsets, log_std).mean())))
+            self._tilted.append((float(beta.mean()), float(self.divergence(given, offsets).mean())))
         return offsets
 
-    def divergence(self, given: ActionParameters, offsets: th.Tensor, log_std: th.Tensor | None) -> th.Tensor:
+    def divergence(self, given: ActionParameters, offsets: th.Tensor) -> th.Tensor:
         """
         :param given: The distributions before
         :param offsets: From :meth:`tilt`, [N, n_parameters]
-        :param log_std: Logarithm of the standard deviations (Box), else None
         :return: KL(pi' || pi_theta), exactly, [N]
         """
-        if log_std is not None:
-            return (offsets / log_std.exp()).square().sum(dim=-1) * 0.5
+        if given.log_std is not None:
+            return (offsets / given.log_std.exp()).square().sum(dim=-1) * 0.5
         assert isinstance(self.distribution, Categoricals)
         after = self.distribution.log_probs(given._replace(parameters=given.parameters + offsets))
         before, floor = self.distribution.log_probs(given), th.finfo(after.dtype).min

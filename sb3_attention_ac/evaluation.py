@@ -27,7 +27,7 @@ def evaluate_transitions(
     pi_features, vf_features = (features, features) if policy.share_features_extractor else features
     values: th.Tensor = policy.value_net(policy.mlp_extractor.forward_critic(vf_features)).squeeze(-1)
     given = policy.action_parameters(policy.mlp_extractor.forward_actor(pi_features), None, masks, offsets)
-    return values, *policy.distribution.log_prob_and_entropy(given, policy.log_std_or_none, actions)
+    return values, *policy.distribution.log_prob_and_entropy(given, actions)
 
 
 def evaluate_actions(
@@ -45,7 +45,7 @@ def evaluate_actions(
     assert latent_pi is not None
     given = policy.action_parameters(latent_pi, latent_sde, masks, offsets)
     actions = batch.actions.flatten(0, 1)
-    log_prob, entropy = policy.distribution.log_prob_and_entropy(given, policy.log_std_or_none, actions)
+    log_prob, entropy = policy.distribution.log_prob_and_entropy(given, actions)
     shape = batch.actions.shape[:2]
     return log_prob.reshape(shape), None if entropy is None else entropy.reshape(shape)
 
@@ -68,4 +68,4 @@ def evaluate_action_advantages(policy: AttentionActorCriticPolicy, encoded: Wind
         masks, offsets = (None if x is None else x.flatten(0, 1) for x in (batch.action_masks, batch.logit_offsets))
         given = policy.action_parameters(latent_pi, None, masks, offsets)
     latent, actions = encoded.stepped.latent.flatten(0, 1), batch.actions.flatten(0, 1)
-    return policy.attention_q.advantages(latent, given, actions, policy.log_std_or_none).reshape(batch.actions.shape[:2])
+    return policy.attention_q.advantages(latent, given, actions).reshape(batch.actions.shape[:2])

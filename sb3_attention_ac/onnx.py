@@ -101,7 +101,7 @@ class _Actor(nn.Module):
             cache.position.clamp_(min=memory.incremental.n_before)  # zeros, at an episode's start, are a state too
             output = memory.step_tensors(obs, cache, given["episode_start"])
         parameters, _ = policy.decide(obs, output, masks, self.tilts)
-        actions, _ = policy.distribution.sample(parameters, policy.log_std_or_none, True)
+        actions, _ = policy.distribution.sample(parameters, True)
         if cache is None:
             return (self._for_env(actions),)
         cache.previous_action.copy_(actions)

@@ -401,11 +401,6 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             return False
         return self.value_gate is None or self.value_gate.is_skipped
 
-    @property
-    def log_std_or_none(self) -> th.Tensor | None:
-        """Logarithm of the standard deviations of a Box's actions; None for other spaces"""
-        return getattr(self, "log_std", None)
-
     def action_parameters(
         self,
         latent_pi: th.Tensor,
@@ -424,7 +419,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         parameters: th.Tensor = self.action_net(latent_pi)
         if offsets is not None:
             parameters = parameters + offsets
-        return ActionParameters(parameters, (latent_pi if latent_sde is None else latent_sde) if self.use_sde else None, masks)
+        latent_sde = (latent_pi if latent_sde is None else latent_sde) if self.use_sde else None
+        return ActionParameters(parameters, latent_sde, masks, getattr(self, "log_std", None))
 
     # --- SB3's interface, on plain observations: each row a trajectory of one step ----------------------------------------
 
@@ -465,7 +461,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :return: actions, values [N, 1] and log probabilities of the actions [N]
         """
         given, values = self._single_steps(obs, self.checked_masks(action_masks, obs))
-        actions, log_prob = self.distribution.sample(given, self.log_std_or_none, deterministic)
+        actions, log_prob = self.distribution.sample(given, deterministic)
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()  # as SB3's Bernoulli distribution has them
         return actions.reshape(self._actions_shape), values, log_prob
@@ -481,7 +477,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         """
         given, values = self._single_steps(obs, self.checked_masks(action_masks, obs))
         actions = actions.reshape(len(values), -1)
-        return values, *self.distribution.log_prob_and_entropy(given, self.log_std_or_none, actions)
+        return values, *self.distribution.log_prob_and_entropy(given, actions)
 
     def get_distribution(self, obs: PyTorchObs, action_masks: Any = None) -> Distribution:
         """
@@ -490,7 +486,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :return: The action distribution of each; contrib's maskable one with masks
         """
         given = self._single_step_actions(obs, self.checked_masks(action_masks, obs))
-        return as_sb3_distribution(given, self.log_std_or_none, self.action_dist, self.action_space)
+        return as_sb3_distribution(given, self.action_dist, self.action_space)
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -539,7 +535,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
             given = self.action_parameters(self.mlp_actor_latent(obs), None, masks)
         if output is None or self.attention_q is None or not tilts:
             return given, None
-        offsets = self.attention_q.tilt(output.latent, given, self.log_std_or_none, in_rollout)
+        offsets = self.attention_q.tilt(output.latent, given, in_rollout)
         return given._replace(parameters=given.parameters + offsets), offsets
 
     def stepped_network(self) -> SteppedNetwork:
@@ -585,7 +581,7 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
 
     def _sample(self, given: ActionParameters, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
         """:raises ValueError: If there is NaN or infinity: the actions would look valid, a memory would keep it"""
-        actions, log_prob = self.distribution.sample(given, self.log_std_or_none, deterministic)
+        actions, log_prob = self.distribution.sample(given, deterministic)
         if not math.isfinite(log_prob.detach().sum()):  # logits may be -inf: a network's own way to forbid actions
             raise NotFiniteError(
                 "The actor's output is not finite: check the observations for NaN or infinity (VecCheckNan of "

@@ -129,11 +129,13 @@ class ActionParameters(NamedTuple):
     :param parameters: Logits, or means of a Box, [N, n_parameters]
     :param latent_sde: What gSDE makes its noise of, [N, latent_dim]; None for other distributions
     :param masks: True where an action is allowed, [N, mask_dim]; None where all are
+    :param log_std: Logarithm of the standard deviations of a Box's actions; None for other spaces
     """
 
     parameters: th.Tensor
     latent_sde: th.Tensor | None = None
     masks: th.Tensor | None = None
+    log_std: th.Tensor | None = None
 
 
 class ActorOutput(NamedTuple):

@@ -70,7 +70,7 @@ def test_predictions_while_acting_are_those_of_the_batched_pass(name, masked):
                 latent_pi = policy.mlp_actor_latent(batch.windows.observations[:, step - length])
                 masks = None if batch.action_masks is None else batch.action_masks[:, step]
                 given = policy.action_parameters(latent_pi, None, masks)
-                batched = policy.attention_q.tilt(latent[:, step], given, policy.log_std_or_none)
+                batched = policy.attention_q.tilt(latent[:, step], given)
                 th.testing.assert_close(batched, outputs[start + step].logit_offsets, rtol=0, atol=1e-4)
 
 
@@ -93,10 +93,10 @@ def test_advantages_of_a_rollout_are_those_of_its_minibatches(name, masked, acto
             encoded = policy.encode_windows(batch.windows, 1)
             obs = batch.windows.observations[:, -1]
             latent_pi = policy.mlp_actor_latent(obs) if encoded.actor is None else encoded.actor.latent[:, 0]
-            parameters = policy.action_net(latent_pi) + batch.logit_offsets[:, step]
-            given = ActionParameters(parameters, None, None if batch.action_masks is None else batch.action_masks[:, step])
+            masks = None if batch.action_masks is None else batch.action_masks[:, step]
+            given = policy.action_parameters(latent_pi, None, masks, batch.logit_offsets[:, step])
             latent = encoded.stepped.latent[:, 0]
-            alone = policy.attention_q.advantages(latent, given, batch.actions[:, step], policy.log_std_or_none)
+            alone = policy.attention_q.advantages(latent, given, batch.actions[:, step])
             th.testing.assert_close(part[:, step], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -106,22 +106,22 @@ def test_advantages_of_a_rollout_are_those_of_its_minibatches(name, masked, acto
 def test_advantage_is_centred_and_divergence_bounded(name, masked, scale):
     space, n = ACTION_SPACES[name], 5_000
     policy = make_policy(3, space, attention_q=True)
-    attention_q, log_std = policy.attention_q, policy.log_std_or_none
+    attention_q = policy.attention_q
     attention_q.head[-1].weight.mul_(scale)
     masks = random_masks(space, np.random.default_rng(0), 1) if masked else None
     latent, latent_pi = th.randn(1, 6).expand(n, 6), th.randn(1, 6).expand(n, 6)
     given = policy.action_parameters(latent_pi, None, None if masks is None else masks.expand(n, -1))
-    actions = policy.distribution.sample(given, log_std)[0].reshape(n, -1)
-    advantages = attention_q.advantages(latent, given, actions, log_std)
+    actions = policy.distribution.sample(given)[0].reshape(n, -1)
+    advantages = attention_q.advantages(latent, given, actions)
     assert advantages.mean().abs() <= 5 * advantages.std() / n**0.5 + 1e-6
-    offsets = attention_q.tilt(latent, given, log_std, in_rollout=True)
+    offsets = attention_q.tilt(latent, given, in_rollout=True)
     one = given._replace(parameters=given.parameters[:1], masks=masks)
-    divergence = attention_q.divergence(one, offsets[:1], log_std)
+    divergence = attention_q.divergence(one, offsets[:1])
     assert 0 < divergence <= 1.5 * KL_BOUND
     after = given._replace(parameters=given.parameters + offsets)
     exact = []
     for parameters in (one._replace(parameters=after.parameters[:1]), one):
-        made = as_sb3_distribution(parameters, log_std, make_policy(3, space).action_dist, space)
+        made = as_sb3_distribution(parameters, make_policy(3, space).action_dist, space)
         distributions = made.distributions if hasattr(made, "distributions") else made.distribution
         exact.append(distributions if isinstance(distributions, list) else [distributions])
     if not masked:  # of contrib's masked distributions the masked actions' terms are zero by infinity
@@ -132,9 +132,9 @@ def test_advantage_is_centred_and_divergence_bounded(name, masked, scale):
     assert beta == pytest.approx(min(1.0, (2 * KL_BOUND / variance) ** 0.5), rel=0.1)
     assert divergence.item() == pytest.approx(beta**2 / 2 * variance, rel=0.4)
     # log pi' - log pi = beta * A + const: what remains after the tilted preference does not depend on the action
-    action = policy.distribution.sample(after, log_std)[0].reshape(n, -1)
-    new, old = (policy.distribution.log_prob_and_entropy(parameters, log_std, action)[0] for parameters in (after, given))
-    preferred = attention_q.advantages(latent, given, action, log_std)
+    action = policy.distribution.sample(after)[0].reshape(n, -1)
+    new, old = (policy.distribution.log_prob_and_entropy(parameters, action)[0] for parameters in (after, given))
+    preferred = attention_q.advantages(latent, given, action)
     assert (new - old - beta * preferred).std() < 1e-3
 
 
@@ -159,22 +159,22 @@ def test_the_head_starts_at_zero():
 
 
 def test_advantages_of_a_gaussian_by_hand():
-    attention_q, log_std = head_of([[2.0, 3.0], [0.5, -1.0]], DiagonalGaussian()), th.tensor([0.0, 2.0]).log1p()
-    given = ActionParameters(th.tensor([[1.0, 2.0], [0.0, 0.0]]))  # standard deviations 1 and 3
+    attention_q = head_of([[2.0, 3.0], [0.5, -1.0]], DiagonalGaussian())
+    given = ActionParameters(th.tensor([[1.0, 2.0], [0.0, 0.0]]), log_std=th.tensor([1.0, 3.0]).log())
     actions = th.tensor([[3.0, 8.0], [1.0, 3.0]])
-    advantages = attention_q.advantages(th.eye(2), given, actions, log_std)
+    advantages = attention_q.advantages(th.eye(2), given, actions)
     assert advantages.tolist() == pytest.approx([2 * 2 + 3 * 2, 0.5 * 1 - 1 * 1])
 
 
 def test_tilt_of_a_gaussian_by_hand():
-    attention_q, log_std = head_of([[0.3, 0.4], [0.03, 0.04]], DiagonalGaussian()), th.tensor([0.0, 2.0]).log1p()
-    given = ActionParameters(th.zeros(2, 2))
-    offsets = attention_q.tilt(th.eye(2), given, log_std, in_rollout=True)
+    attention_q = head_of([[0.3, 0.4], [0.03, 0.04]], DiagonalGaussian())
+    given = ActionParameters(th.zeros(2, 2), log_std=th.tensor([1.0, 3.0]).log())
+    offsets = attention_q.tilt(th.eye(2), given, in_rollout=True)
     # Variances 0.25 and 0.0025: beta = sqrt(0.02 / 0.25), and 1 at most
     betas = [0.08**0.5, 1.0]
     th.testing.assert_close(offsets[0], betas[0] * th.tensor([0.3, 0.4 * 3]))
     th.testing.assert_close(offsets[1], betas[1] * th.tensor([0.03, 0.04 * 3]))
-    divergence = attention_q.divergence(given, offsets, log_std)
+    divergence = attention_q.divergence(given, offsets)
     assert divergence.tolist() == pytest.approx([0.01, 0.0025 / 2])
     assert attention_q._tilted == [pytest.approx((np.mean(betas), np.mean([0.01, 0.00125])))]
 
@@ -190,11 +190,11 @@ def test_advantages_and_tilt_of_categories_by_hand():
     latent = th.ones(1, 1)
     means = 1 / 4 + 2 * 3 / 4, (3 + 5) / 2
     for action, value in (((0, 0), 1 + 3), ((1, 0), 2 + 3), ((0, 2), 1 + 5), ((1, 2), 2 + 5)):
-        advantage = attention_q.advantages(latent, given, th.tensor([action]).float(), None)
+        advantage = attention_q.advantages(latent, given, th.tensor([action]).float())
         assert advantage.item() == pytest.approx(value - sum(means), rel=1e-5)
     variance = (1 / 4 + 4 * 3 / 4 - means[0] ** 2) + ((9 + 25) / 2 - means[1] ** 2)
     beta = (0.02 / variance) ** 0.5
-    offsets = attention_q.tilt(latent, given, None, in_rollout=True)
+    offsets = attention_q.tilt(latent, given, in_rollout=True)
     th.testing.assert_close(offsets, beta * th.tensor([[1.0, 2.0, 3.0, 100.0, 5.0]]))
     p, q = np.array([0.25, 0.75]), np.array([0.5, 0.5])
     kl = 0.0
@@ -202,7 +202,7 @@ def test_advantages_and_tilt_of_categories_by_hand():
         new = old * np.exp(beta * weights)
         new /= new.sum()
         kl += (new * np.log(new / old)).sum()
-    assert attention_q.divergence(given, offsets, None).item() == pytest.approx(kl, rel=1e-3)
+    assert attention_q.divergence(given, offsets).item() == pytest.approx(kl, rel=1e-3)
     assert attention_q._tilted == [pytest.approx((beta, kl), rel=1e-3)]
 
 
@@ -210,9 +210,9 @@ def test_what_does_not_depend_on_the_action_tilts_nothing():
     """Equal weights have no variance: the offsets stay finite and change no probability."""
     distribution = Categoricals(ACTION_SPACES["Discrete"])
     attention_q, given = head_of([[4.0, 4.0, 4.0]], distribution), ActionParameters(th.tensor([[0.0, 1.0, 2.0]]))
-    offsets = attention_q.tilt(th.ones(1, 1), given, None)
+    offsets = attention_q.tilt(th.ones(1, 1), given)
     assert offsets.tolist() == [[4.0, 4.0, 4.0]]  # beta is 1 at most
-    assert attention_q.divergence(given, offsets, None).item() == pytest.approx(0, abs=1e-6)
+    assert attention_q.divergence(given, offsets).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Discrete", "Box"])
@@ -220,12 +220,12 @@ def test_learning_moves_the_head_alone(name):
     policy = make_policy(3, ACTION_SPACES[name], attention_q=True)
     latent, latent_pi = th.randn(4, 6, requires_grad=True), th.randn(4, 6, requires_grad=True)
     given = policy.action_parameters(latent_pi)
-    actions, log_std = th.zeros(4, 2 if name == "Box" else 1), policy.log_std_or_none
-    policy.attention_q.advantages(latent, given, actions, log_std).sum().backward()
+    actions = th.zeros(4, 2 if name == "Box" else 1)
+    policy.attention_q.advantages(latent, given, actions).sum().backward()
     assert all(parameter.grad is not None for parameter in policy.attention_q.parameters())
     assert latent.grad is None and latent_pi.grad is None and policy.action_net.weight.grad is None
     assert name == "Discrete" or policy.log_std.grad is None
-    offsets = policy.attention_q.tilt(latent, given, policy.log_std_or_none)
+    offsets = policy.attention_q.tilt(latent, given)
     assert not offsets.requires_grad
 
 
@@ -324,9 +324,9 @@ def test_open_is_above_the_limit_and_not_on_it():
 
 def test_what_was_tilted_in_a_rollout_is_logged_once():
     attention_q = head_of([[0.3, 0.4], [0.03, 0.04]], DiagonalGaussian())
-    given = ActionParameters(th.zeros(1, 2))
+    given = ActionParameters(th.zeros(1, 2), log_std=th.zeros(2))
     for latent in th.eye(2):
-        attention_q.tilt(latent[None], given, th.zeros(2), in_rollout=True)
+        attention_q.tilt(latent[None], given, in_rollout=True)
     logged = attention_q.update_gate(np.zeros((4, 1)), np.zeros((4, 1)))
     assert logged["beta"] == pytest.approx((0.08**0.5 + 1) / 2)
     assert logged["kl"] == pytest.approx((0.01 + 0.00125) / 2)

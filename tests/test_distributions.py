@@ -69,10 +69,10 @@ def test_log_probabilities_entropies_and_modes_are_those_of_sb3(space, n_paramet
     expected = sb3s(space).proba_distribution(given.parameters)
     distribution = Categoricals(space)
     for actions in (expected.sample(), expected.mode()):
-        log_prob, entropy = distribution.log_prob_and_entropy(given, None, actions.float().reshape(50, -1))
+        log_prob, entropy = distribution.log_prob_and_entropy(given, actions.float().reshape(50, -1))
         th.testing.assert_close(log_prob, expected.log_prob(actions), rtol=1e-6, atol=1e-6)
         th.testing.assert_close(entropy, expected.entropy(), rtol=1e-6, atol=1e-6)
-    modes, log_prob = distribution.sample(given, None, deterministic=True)
+    modes, log_prob = distribution.sample(given, deterministic=True)
     assert th.equal(modes.float(), expected.mode().reshape(50, -1).float())
     th.testing.assert_close(log_prob, expected.log_prob(expected.mode()), rtol=1e-6, atol=1e-6)
 
@@ -89,10 +89,10 @@ def test_with_masks_they_are_contribs(space, n_parameters, scale):
     expected.proba_distribution(contribs_logits(space, given.parameters))
     expected.apply_masking(masks.numpy())
     for actions in (expected.sample(), expected.mode()):
-        log_prob, entropy = distribution.log_prob_and_entropy(given, None, actions.float().reshape(50, -1))
+        log_prob, entropy = distribution.log_prob_and_entropy(given, actions.float().reshape(50, -1))
         th.testing.assert_close(log_prob, expected.log_prob(actions), rtol=1e-6, atol=1e-6 * scale)
         th.testing.assert_close(entropy, expected.entropy(), rtol=1e-6, atol=1e-6 * scale)
-    modes, log_prob = distribution.sample(given, None, deterministic=True)
+    modes, log_prob = distribution.sample(given, deterministic=True)
     assert th.equal(modes, expected.mode().reshape(50, -1))
     th.testing.assert_close(log_prob, expected.log_prob(expected.mode()), rtol=1e-6, atol=1e-6 * scale)
 
@@ -117,11 +117,11 @@ def test_samples_follow_the_probabilities(space, n_parameters, masked):
         parameters = parameters_of(n_parameters, 1).expand(n, -1)
         return ActionParameters(parameters, None, None if masks is None else masks.expand(n, -1))
 
-    probabilities = distribution.log_prob_and_entropy(repeated(len(every)), None, every)[0].exp()
+    probabilities = distribution.log_prob_and_entropy(repeated(len(every)), every)[0].exp()
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
     given = repeated(n_samples)
-    actions, log_prob = distribution.sample(given, None)
-    assert th.equal(log_prob, distribution.log_prob_and_entropy(given, None, actions.float())[0])
+    actions, log_prob = distribution.sample(given)
+    assert th.equal(log_prob, distribution.log_prob_and_entropy(given, actions.float())[0])
     drawn = frequencies(actions, distribution.sizes)
     assert ((drawn - probabilities).abs() <= 5 * (probabilities / n_samples).sqrt() + 1e-9).all()
 
@@ -137,7 +137,7 @@ def test_what_is_masked_is_never_taken(space, n_parameters, deterministic):
         logits = th.where(masks, -1e12, 1e12) + logits
     else:
         logits = 1e12 * logits
-    actions, _ = distribution.sample(ActionParameters(logits, None, masks), None, deterministic)
+    actions, _ = distribution.sample(ActionParameters(logits, None, masks), deterministic)
     for column, part in zip(actions.T, masks.split(distribution.sizes, dim=1), strict=True):
         assert part.gather(1, column.unsqueeze(1)).all()
 
@@ -147,7 +147,7 @@ def test_noise_without_bounds_takes_nothing_masked(monkeypatch):
     masks = th.tensor([[True, False, True, True, False]])
     monkeypatch.setattr(th.Tensor, "exponential_", lambda self: self.copy_(th.tensor([[[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]])))
     distribution = Categoricals(spaces.MultiDiscrete([2, 3]))
-    actions, log_prob = distribution.sample(ActionParameters(th.zeros(1, 5), None, masks), None)
+    actions, log_prob = distribution.sample(ActionParameters(th.zeros(1, 5), None, masks))
     assert actions[0, 0] == 0 and actions[0, 1] in (0, 1)
     assert log_prob.tolist() == pytest.approx([-math.log(2)])
 
@@ -160,7 +160,7 @@ def test_gumbel_noise_decides(monkeypatch):
     for winner in range(3):
         noise = (p * th.where(th.arange(3) == winner, 0.99, 1.0)).unsqueeze(1)
         monkeypatch.setattr(th.Tensor, "exponential_", lambda self, noise=noise: self.copy_(noise))
-        actions, log_prob = distribution.sample(ActionParameters(logits), None)
+        actions, log_prob = distribution.sample(ActionParameters(logits))
         assert actions.tolist() == [[winner]] and log_prob.tolist() == pytest.approx([p[0, winner].log().item()])
 
 
@@ -182,8 +182,8 @@ def test_gradients_are_finite(space, n_parameters):
     logits = parameters_of(n_parameters).requires_grad_()
     distribution = Categoricals(space)
     for given in (ActionParameters(logits), ActionParameters(logits, None, masks)):
-        actions, _ = distribution.sample(given, None)
-        log_prob, entropy = distribution.log_prob_and_entropy(given, None, actions.float())
+        actions, _ = distribution.sample(given)
+        log_prob, entropy = distribution.log_prob_and_entropy(given, actions.float())
         (log_prob + entropy).sum().backward()
         assert th.isfinite(logits.grad).all() and logits.grad.abs().sum() > 0
 
@@ -193,22 +193,24 @@ def test_gradients_are_finite(space, n_parameters):
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_a_gaussian_is_sb3s(scale):
-    given, log_std = ActionParameters(parameters_of(2, scale=scale)), th.tensor([0.7, -1.2])
+    log_std = th.tensor([0.7, -1.2])
+    given = ActionParameters(parameters_of(2, scale=scale), log_std=log_std)
     expected = make_proba_distribution(BOX).proba_distribution(given.parameters, log_std)
     actions = expected.sample()
-    log_prob, entropy = DiagonalGaussian().log_prob_and_entropy(given, log_std, actions)
+    log_prob, entropy = DiagonalGaussian().log_prob_and_entropy(given, actions)
     th.testing.assert_close(log_prob, expected.log_prob(actions), rtol=1e-5, atol=1e-5)
     th.testing.assert_close(entropy, expected.entropy(), rtol=1e-6, atol=1e-6)
-    mode, log_prob = DiagonalGaussian().sample(given, log_std, deterministic=True)
+    mode, log_prob = DiagonalGaussian().sample(given, deterministic=True)
     assert th.equal(mode, given.parameters)
     th.testing.assert_close(log_prob, expected.log_prob(given.parameters))
 
 
 def test_samples_of_a_gaussian_follow_it():
     th.manual_seed(0)
-    given, log_std = ActionParameters(th.tensor([[1.0, -2.0]]).expand(N, -1)), th.tensor([0.7, -1.2])
-    samples, log_prob = DiagonalGaussian().sample(given, log_std)
-    th.testing.assert_close(log_prob, DiagonalGaussian().log_prob_and_entropy(given, log_std, samples)[0])
+    log_std = th.tensor([0.7, -1.2])
+    given = ActionParameters(th.tensor([[1.0, -2.0]]).expand(N, -1), log_std=log_std)
+    samples, log_prob = DiagonalGaussian().sample(given)
+    th.testing.assert_close(log_prob, DiagonalGaussian().log_prob_and_entropy(given, samples)[0])
     std = log_std.exp()
     assert ((samples.mean(0) - th.tensor([1.0, -2.0])).abs() < 5 * std / N**0.5).all()
     assert ((samples.std(0) / std - 1).abs() < 0.03).all()
@@ -219,7 +221,7 @@ def test_samples_of_a_gaussian_follow_it():
 def test_a_shared_standard_deviation_counts_for_every_dimension(shape):
     mean, actions, log_std = th.randn(5, 3), th.randn(5, 3), th.full(shape, -0.5)
     expected = th.distributions.Normal(mean, th.full((3,), -0.5).exp())
-    log_prob, entropy = DiagonalGaussian().log_prob_and_entropy(ActionParameters(mean), log_std, actions)
+    log_prob, entropy = DiagonalGaussian().log_prob_and_entropy(ActionParameters(mean, log_std=log_std), actions)
     th.testing.assert_close(log_prob, expected.log_prob(actions).sum(-1))
     th.testing.assert_close(entropy, expected.entropy().sum(-1))
 
@@ -238,17 +240,17 @@ def gsde(squash: bool, learn_features: bool = False, **kwargs) -> tuple[StateDep
 @pytest.mark.parametrize("options", [{}, {"learn_features": True}, {"full_std": False}, {"use_expln": True}])
 def test_gsde_is_sb3s(squash, options):
     distribution, log_std = gsde(squash, **options)
-    given = ActionParameters(parameters_of(2, 8), parameters_of(6, 8))
+    given = ActionParameters(parameters_of(2, 8), parameters_of(6, 8), None, log_std)
     distribution.noise.sample_weights(log_std, batch_size=8)
     expected = distribution.noise.proba_distribution(given.parameters, log_std, given.latent_sde)
-    actions, of_sample = distribution.sample(given, log_std)
+    actions, of_sample = distribution.sample(given)
     assert th.equal(actions, expected.sample())
-    mode, of_mode = distribution.sample(given, log_std, deterministic=True)
+    mode, of_mode = distribution.sample(given, deterministic=True)
     assert th.equal(mode, expected.mode())
     th.testing.assert_close(of_sample, expected.log_prob(actions), rtol=1e-5, atol=1e-5)
     th.testing.assert_close(of_mode, expected.log_prob(mode), rtol=1e-5, atol=1e-5)
     assert not th.equal(actions, expected.mode())
-    log_prob, entropy = distribution.log_prob_and_entropy(given, log_std, actions)
+    log_prob, entropy = distribution.log_prob_and_entropy(given, actions)
     th.testing.assert_close(log_prob, expected.log_prob(actions), rtol=1e-5, atol=1e-5)
     if squash:
         assert entropy is None and expected.entropy() is None
@@ -262,8 +264,8 @@ def test_noise_teaches_its_features_only_where_asked_for(learn_features):
     distribution, log_std = gsde(False, learn_features)
     log_std.requires_grad_()
     latent = parameters_of(6, 8).requires_grad_()
-    given = ActionParameters(parameters_of(2, 8).requires_grad_(), latent)
-    distribution.log_prob_and_entropy(given, log_std, th.zeros(8, 2))[0].sum().backward()
+    given = ActionParameters(parameters_of(2, 8).requires_grad_(), latent, None, log_std)
+    distribution.log_prob_and_entropy(given, th.zeros(8, 2))[0].sum().backward()
     assert (latent.grad is not None) == learn_features
     assert log_std.grad.abs().sum() > 0 and given.parameters.grad.abs().sum() > 0
 
@@ -278,9 +280,9 @@ def test_a_policys_samples_of_gsde_are_those_of_sb3(squash, n_envs):
     for latents in (latent_pi, latent_sde):
         expected = policy.action_dist.proba_distribution(policy.action_net(latent_pi), policy.log_std, latents).sample()
         given = policy.action_parameters(latent_pi, None if latents is latent_pi else latents)
-        samples, _ = policy.distribution.sample(given, policy.log_std)
+        samples, _ = policy.distribution.sample(given)
         assert th.equal(samples, expected)
-        assert not th.equal(samples, policy.distribution.sample(given, policy.log_std, deterministic=True)[0])
+        assert not th.equal(samples, policy.distribution.sample(given, deterministic=True)[0])
 
 
 # --- which one, and as SB3's ---
@@ -300,25 +302,21 @@ def test_as_sb3s_distribution(space, n_parameters, masked):
     space = spaces.MultiBinary(4) if space.shape == (2, 2) else space  # contrib knows no others
     masks = random_masks(space, np.random.default_rng(0), 50) if masked else None
     given = ActionParameters(parameters_of(n_parameters), None, masks)
-    made = as_sb3_distribution(given, None, make_proba_distribution(space), space)
+    made = as_sb3_distribution(given, make_proba_distribution(space), space)
     assert hasattr(made, "apply_masking") == masked
     actions = made.sample()
-    log_prob, entropy = Categoricals(space).log_prob_and_entropy(given, None, actions.float().reshape(50, -1))
+    log_prob, entropy = Categoricals(space).log_prob_and_entropy(given, actions.float().reshape(50, -1))
     th.testing.assert_close(made.log_prob(actions), log_prob, rtol=1e-5, atol=1e-5)
     th.testing.assert_close(made.entropy(), entropy, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("use_sde", [False, True])
 def test_a_box_as_sb3s_distribution(use_sde):
-    given = ActionParameters(parameters_of(2, 8), parameters_of(6, 8) if use_sde else None)
-    if use_sde:
-        ours, log_std = gsde(False)
-        made = as_sb3_distribution(given, log_std, ours.noise, BOX)
-    else:
-        ours, log_std = DiagonalGaussian(), th.tensor([0.7, -1.2])
-        made = as_sb3_distribution(given, log_std, make_proba_distribution(BOX), BOX)
+    ours, log_std = gsde(False) if use_sde else (DiagonalGaussian(), th.tensor([0.7, -1.2]))
+    given = ActionParameters(parameters_of(2, 8), parameters_of(6, 8) if use_sde else None, None, log_std)
+    made = as_sb3_distribution(given, ours.noise if use_sde else make_proba_distribution(BOX), BOX)
     actions = th.randn(8, 2)
-    th.testing.assert_close(made.log_prob(actions), ours.log_prob_and_entropy(given, log_std, actions)[0])
+    th.testing.assert_close(made.log_prob(actions), ours.log_prob_and_entropy(given, actions)[0])
 
 
 # --- masks as they are given ---

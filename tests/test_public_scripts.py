@@ -309,12 +309,12 @@ def test_an_image_too_small_for_the_default_network(policy):
 class TanhGaussian(DiagonalGaussian):
     """Actions within (-1, 1): the mean and the deviation are those of their inverse hyperbolic tangent"""
 
-    def sample(self, given, log_std, deterministic=False):
-        actions = super().sample(given, log_std, deterministic)[0].tanh().clamp(-0.999, 0.999)
-        return actions, self.log_prob_and_entropy(given, log_std, actions)[0]
+    def sample(self, given, deterministic=False):
+        actions = super().sample(given, deterministic)[0].tanh().clamp(-0.999, 0.999)
+        return actions, self.log_prob_and_entropy(given, actions)[0]
 
-    def log_prob_and_entropy(self, given, log_std, actions):
-        log_prob, _ = super().log_prob_and_entropy(given, log_std, actions.atanh())
+    def log_prob_and_entropy(self, given, actions):
+        log_prob, _ = super().log_prob_and_entropy(given, actions.atanh())
         return log_prob - (1 - actions.square()).log().sum(dim=-1), None
 
 

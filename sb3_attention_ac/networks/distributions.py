@@ -41,23 +41,17 @@ KNOWN_DISTRIBUTIONS: tuple[type[Distribution], ...] = (
 class ActionDistribution(Protocol):
     """What a policy asks of its action distribution."""
 
-    def sample(
-        self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def sample(self, given: ActionParameters, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor]:
         """
         :param given: Parameters of N distributions
-        :param log_std: Logarithm of the standard deviations (Box), else None
         :param deterministic: Whether to return the mode
         :return: Actions [N, action_dim], and their log probabilities [N]
         """
         ...
 
-    def log_prob_and_entropy(
-        self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor | None]:
+    def log_prob_and_entropy(self, given: ActionParameters, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param given: Parameters of N distributions
-        :param log_std: Logarithm of the standard deviations (Box), else None
         :param actions: As the buffer stores them, [N, action_dim]
         :return: log probabilities of the actions [N] and entropies of the distributions [N], None without an analytical form
         """
@@ -113,9 +107,7 @@ class Categoricals:
         log_probs: th.Tensor = F.log_softmax(self._grouped(logits, -math.inf), dim=-1)
         return log_probs
 
-    def sample(
-        self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def sample(self, given: ActionParameters, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor]:
         """As :meth:`ActionDistribution.sample`; by the Gumbel-max trick"""
         log_probs = scores = self.log_probs(given)
         if not deterministic:
@@ -131,9 +123,7 @@ class Categoricals:
         chosen = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # [N, n_groups, 1] -> [N, n_groups]
         return chosen.squeeze(-1) if chosen.shape[-1] == 1 else chosen.sum(dim=-1)
 
-    def log_prob_and_entropy(
-        self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor | None]:
+    def log_prob_and_entropy(self, given: ActionParameters, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """As :meth:`ActionDistribution.log_prob_and_entropy`"""
         log_probs = self.log_probs(given)
         terms = log_probs.exp() * log_probs.clamp(min=th.finfo(log_probs.dtype).min)  # 0 ln 0 = 0
@@ -143,21 +133,17 @@ class Categoricals:
 class DiagonalGaussian:
     """Independent normal distributions, for a Box."""
 
-    def sample(
-        self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def sample(self, given: ActionParameters, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor]:
         """As :meth:`ActionDistribution.sample`"""
-        assert log_std is not None
+        assert given.log_std is not None
         mean = given.parameters
-        actions = mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
-        return actions, self.log_prob_and_entropy(given, log_std, actions)[0]
+        actions = mean if deterministic else mean + given.log_std.exp() * th.randn_like(mean)
+        return actions, self.log_prob_and_entropy(given, actions)[0]
 
-    def log_prob_and_entropy(
-        self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor | None]:
+    def log_prob_and_entropy(self, given: ActionParameters, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """As :meth:`ActionDistribution.log_prob_and_entropy`"""
+        mean, log_std = given.parameters, given.log_std
         assert log_std is not None
-        mean = given.parameters
         deviations = (actions - mean) * th.exp(-log_std)
         log_volume = (log_std + 0.5 * math.log(2 * math.pi)).expand_as(mean).sum(dim=-1)
         return -0.5 * deviations.square().sum(dim=-1) - log_volume, log_volume + 0.5 * mean.shape[-1]
@@ -173,22 +159,18 @@ class StateDependentNoise:
     def __init__(self, noise: StateDependentNoiseDistribution):
         self.noise = noise
 
-    def sample(
-        self, given: ActionParameters, log_std: th.Tensor | None, deterministic: bool = False
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def sample(self, given: ActionParameters, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor]:
         """As :meth:`ActionDistribution.sample`"""
         assert given.latent_sde is not None
         actions = given.parameters if deterministic else given.parameters + self.noise.get_noise(given.latent_sde)
         squashed: th.Tensor = actions if self.noise.bijector is None else self.noise.bijector.forward(actions)
-        return squashed, self.log_prob_and_entropy(given, log_std, squashed)[0]
+        return squashed, self.log_prob_and_entropy(given, squashed)[0]
 
-    def log_prob_and_entropy(
-        self, given: ActionParameters, log_std: th.Tensor | None, actions: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor | None]:
+    def log_prob_and_entropy(self, given: ActionParameters, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """As :meth:`ActionDistribution.log_prob_and_entropy`"""
-        assert log_std is not None and given.latent_sde is not None
+        assert given.log_std is not None and given.latent_sde is not None
         latent = given.latent_sde if self.noise.learn_features else given.latent_sde.detach()
-        variance = (latent.square() @ self.noise.get_std(log_std).square()) + self.noise.epsilon
+        variance = (latent.square() @ self.noise.get_std(given.log_std).square()) + self.noise.epsilon
         gaussian = actions if self.noise.bijector is None else self.noise.bijector.inverse(actions)
         log_volume = 0.5 * (variance.log() + math.log(2 * math.pi)).sum(dim=-1)
         log_prob = -0.5 * ((gaussian - given.parameters).square() / variance).sum(dim=-1) - log_volume
@@ -223,21 +205,18 @@ def _two_logits(logits: th.Tensor) -> th.Tensor:
     return F.pad(logits.unsqueeze(-1), (1, 0)).flatten(-2)
 
 
-def as_sb3_distribution(
-    given: ActionParameters, log_std: th.Tensor | None, distribution: Distribution, action_space: spaces.Space[Any]
-) -> Distribution:
+def as_sb3_distribution(given: ActionParameters, distribution: Distribution, action_space: spaces.Space[Any]) -> Distribution:
     """
     :param given: Parameters of N distributions
-    :param log_std: Logarithm of the standard deviations (Box), else None
     :param distribution: SB3's distribution for the action space, which is given the parameters
     :param action_space: The action space
     :return: That distribution, or contrib's maskable one with masks
     """
     made: Any = distribution
     if isinstance(distribution, StateDependentNoiseDistribution):
-        made = made.proba_distribution(given.parameters, log_std, given.latent_sde)
+        made = made.proba_distribution(given.parameters, given.log_std, given.latent_sde)
     elif given.masks is None:
-        made = made.proba_distribution(*[part for part in (given.parameters, log_std) if part is not None])
+        made = made.proba_distribution(*[part for part in (given.parameters, given.log_std) if part is not None])
     else:
         is_binary = isinstance(action_space, spaces.MultiBinary)
         made = make_masked_proba_distribution(action_space)
