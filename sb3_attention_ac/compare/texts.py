@@ -85,19 +85,17 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mappi
         ("final", "IQM", "final IQM ↑"),
         ("final", "median", "final median ↑"),
         ("final", "optimality gap", "optimality gap ↓"),
+        ("area", "IQM", "whole-curve IQM ↑"),
     ]
-    wanted += [("area", "IQM", "whole-curve IQM ↑")]
     cells = {(row["algorithm"], row["score"], row["summary"]): row for _, row in summaries.iterrows()}
     rows: list[list[str]] = []
     intervals: list[list[tuple[float, float] | None]] = [[] for _ in wanted]
-    few = False
     for algorithm, cost in cost_table(runs).iterrows():
         keys = [(str(algorithm), score, summary) for score, summary, _ in wanted]
         known = [cells.get(key) for key in keys]
         texts = [MISSING if row is None else with_interval(row, "value", digits=2) for row in known]
         for column, row in zip(intervals, known, strict=True):
             column.append(None if row is None else (round(row["low"], 2), round(row["high"], 2)))
-        few |= any(row is not None and row["seeds"] < FEW_SEEDS for row in known)
         costs = [
             f"{cost['steps_per_second']:,.0f}",
             f"{cost['minutes']:.2g}",
@@ -106,7 +104,8 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mappi
         ]
         rows.append([str(algorithm), *texts, *costs])
     intervals[2] = [None if ends is None else (-ends[1], -ends[0]) for ends in intervals[2]]  # the gap: less is better
-    best = [_best(column) for column in intervals]
+    few = summaries["seeds"].lt(FEW_SEEDS).any()
+    best = [None if few else _best(column) for column in intervals]
     header = ["algorithm", *(title for *_, title in wanted), "steps/s", "minutes per run", "parameters", "runs"]
     return Table(
         "Over all environments",
@@ -116,7 +115,7 @@ def summary_table(summaries: pd.DataFrame, runs: pd.DataFrame, references: Mappi
         f"{BOLD} Time is that of training alone, in the median run.",
         header,
         rows,
-        frozenset((row, column + 1) for column, row in enumerate(best) if row is not None and not few),
+        frozenset((row, column + 1) for column, row in enumerate(best) if row is not None),
     )
 
 
