@@ -53,10 +53,6 @@ class _Extension:
         entries = dict(obs) if self.is_dict else {OBSERVATION: obs}
         return {**entries, PREVIOUS_ACTION: previous_action, PREVIOUS_REWARD: previous_reward}
 
-    def first(self, obs: Any) -> dict[str, Any]:
-        """:return: The first observation of an episode: zeros for action and reward"""
-        return self.extend(obs, self.no_action.copy(), np.zeros(1, dtype=np.float32))
-
 
 def from_zero(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
@@ -95,7 +91,8 @@ class PreviousActionReward(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils
         :return: The first observation and its information
         """
         obs, info = self.env.reset(seed=seed, options=options)
-        return self._extension.first(obs), info
+        nothing = self._extension.no_action.copy(), np.zeros(1, dtype=np.float32)
+        return self._extension.extend(obs, *nothing), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], SupportsFloat, bool, bool, dict[str, Any]]:
         """
