@@ -56,10 +56,7 @@ def make_backend(name: str, address: str | None = None) -> Backend:
 
 
 def _connect(address: str | None) -> Any:
-    """
-    :param address: See :func:`make_backend`
-    :return: The module ``ray``, connected to a cluster
-    """
+    """:return: The module ``ray``, connected to a cluster"""
     try:
         import ray
     except ImportError as error:

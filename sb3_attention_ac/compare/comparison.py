@@ -127,13 +127,7 @@ def _complete(
 
 
 def _prepare(pending: Sequence[Job], out: Path, backend: str, address: str | None) -> Backend:
-    """
-    :param pending: Runs to do
-    :param out: Folder of the comparison
-    :param backend: Name of the backend
-    :param address: Address of a Ray cluster
-    :return: The backend, if the runs can be made there; what the machines of a cluster can is not known here
-    """
+    """:return: The backend, if the runs can be made there; what the machines of a cluster can is not known here"""
     place = make_backend(backend, address)
     if backend == "local":
         check_device(pending[0].protocol.device)

@@ -74,11 +74,7 @@ def check_worker(environments: Mapping[str, Mapping[str, Any]], gym_packages: Se
 
 
 def _serve(request: dict[str, Any], log: Path) -> str | None:
-    """
-    :param request: What a process is to do
-    :param log: File for all that it prints
-    :return: Why it failed, None if it did not
-    """
+    """:return: Why a process that was to do this, and to print to this file, failed; None if it did not"""
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")  # what is in there of an earlier try is no reason for this one
     with _worker(log) as worker:
@@ -134,11 +130,7 @@ def _start(log: Path) -> "subprocess.Popen[bytes]":
 
 
 def _ask(worker: "subprocess.Popen[bytes]", request: str) -> int:
-    """
-    :param worker: Process to run the job
-    :param request: The job, one line of JSON
-    :return: Exit code of the job; that of the worker if it ended without an answer
-    """
+    """:return: Exit code of the job, one line of JSON; that of the worker if it ended without an answer"""
     assert worker.stdin is not None and worker.stdout is not None
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.write(request.encode() + b"\n")

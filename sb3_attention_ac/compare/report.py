@@ -77,10 +77,7 @@ def write_report(
 
 
 def _diverged(runs: pd.DataFrame) -> list[str]:
-    """
-    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
-    :return: Which runs ended in numbers that are not finite, and what they count as
-    """
+    """:return: Which runs ended in numbers that are not finite, and what they count as"""
     parts = [
         f"{len(seeds)} of {len(group)} runs of {algorithm} on {env} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})"
         for (algorithm, env), group in runs.groupby(["algorithm", "environment"], sort=False)
@@ -95,11 +92,7 @@ def _diverged(runs: pd.DataFrame) -> list[str]:
 
 
 def _gaps(runs: pd.DataFrame, missing: Sequence[str]) -> list[str]:
-    """
-    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
-    :param missing: Environments without a run
-    :return: What the summaries had to leave out
-    """
+    """:return: What the summaries had to leave out"""
     matrices = score_matrices(runs, "final_normalized")
     sentences = [f"Missing: no run has finished on {', '.join(missing)}. The numbers here do not cover it."] if missing else []
     for algorithm, group in runs.groupby("algorithm", sort=False):
@@ -110,11 +103,7 @@ def _gaps(runs: pd.DataFrame, missing: Sequence[str]) -> list[str]:
 
 
 def _excess(runs: pd.DataFrame, asked: Mapping[str, int]) -> list[str]:
-    """
-    :param runs: See :func:`~sb3_attention_ac.compare.tables.run_table`
-    :param asked: Training steps asked for on each environment
-    :return: Where whole rollouts made training notably longer, or a callback of the entry shorter
-    """
+    """:return: Where whole rollouts made training notably longer than asked for, or a callback of the entry shorter"""
     steps_asked = runs["environment"].map(asked)
     longer = runs["steps"] > 1.05 * steps_asked
     shorter = (runs["steps"] < steps_asked) & ~runs["diverged"]
@@ -175,7 +164,10 @@ def _html(
     pictures: Mapping[str, str],
 ) -> str:
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
-    hyperparams = {f"{result.job.variant} on {result.job.env}": result for result in results}
+    hyperparams = {}
+    for job, arguments in ((result.job, result.arguments) for result in results):
+        same = {name: value for name, value in arguments.items() if name != "seed"}  # of all seeds
+        hyperparams[f"{job.variant} on {job.env}"] = yaml.safe_dump(job.hyperparams), yaml.safe_dump(same)
     return template.render(
         verdict=sentences,
         failures=failures,
@@ -186,23 +178,12 @@ def _html(
         budgets={steps: [env for env in asked if asked[env] == steps] for steps in asked.values()},
         seeds=len({result.job.seed for result in results}),
         provenance=_provenance(results),
-        hyperparams={
-            name: (yaml.safe_dump(result.job.hyperparams), yaml.safe_dump(_without_seed(result.arguments)))
-            for name, result in hyperparams.items()
-        },
+        hyperparams=hyperparams,
     )
 
 
-def _without_seed(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """All seeds have the same arguments but for this one."""
-    return {name: value for name, value in arguments.items() if name != "seed"}
-
-
 def _provenance(results: Sequence[Result]) -> dict[str, list[str]]:
-    """
-    :param results: Finished runs
-    :return: All values of each fact; more than one where runs were made under different conditions
-    """
+    """:return: All values of each fact; more than one where runs were made under different conditions"""
     facts: dict[str, dict[str, None]] = {}
 
     def collect(values: Mapping[str, Any]) -> None:

@@ -70,8 +70,6 @@ def run(job: Job, out: Path, command: str) -> Result:
 
 def _has_diverged(model: BaseAlgorithm, error: Exception) -> bool:
     """
-    :param model: Model whose training or evaluation ended in an error
-    :param error: The error
     :return: Whether training has spoilt the network: the algorithm has noticed a number that is not finite, the parameters are
         not finite, or they are so large that no distribution comes of them. An observation that is not finite is an accident
     """
@@ -87,9 +85,6 @@ def _is_finite(model: BaseAlgorithm) -> bool:
 
 
 def _arguments(model: BaseAlgorithm) -> dict[str, str]:
-    """
-    :param model: Any model
-    :return: The value of every argument of its constructor, defaults included, as text
-    """
+    """:return: The value of every argument of the model's constructor, defaults included, as text"""
     parameters = inspect.signature(type(model)).parameters
     return {name: str(getattr(model, name, parameter.default)) for name, parameter in parameters.items() if name != "env"}

@@ -214,11 +214,7 @@ def _lock(path: Path) -> FileLock:
 
 
 def _others(path: Path, rows: pd.DataFrame) -> list[dict[Hashable, Any]]:
-    """
-    :param path: File with rows of earlier calls
-    :param rows: New rows
-    :return: Those of the file that stay beside them
-    """
+    """:return: Rows of the file that stay beside the new ones"""
     there = read_results(path)
     new = rows.set_index(KEY).index
     settings = {(row["environment"], row["algorithm"]): row["settings"] for row in rows.to_dict("records")}

@@ -143,11 +143,7 @@ def _settings(jobs: Sequence[Job], best: str, others: list[str]) -> str:
 
 
 def _reach(environments: int, pairs: int) -> str:
-    """
-    :param environments: Number of environments
-    :param pairs: Number of pairs of algorithms that have an interval
-    :return: What the intervals do not cover
-    """
+    """:return: What the intervals do not cover, those of that many environments and pairs of algorithms"""
     where = f"these {environments} environments" if environments > 1 else "this environment"
     several = [f"{pairs} pairs of algorithms"] if pairs > 1 else []
     several += [f"{environments} environments one by one"] if environments > 1 else []

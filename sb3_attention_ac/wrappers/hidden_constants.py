@@ -124,12 +124,7 @@ class HiddenConstants(gym.ObservationWrapper[dict[str, Any], Any, Any], gym.util
 
 
 def _check_names(what: str, names: Any, known: Mapping[str, Any]) -> None:
-    """
-    :param what: Where the names are from
-    :param names: Names
-    :param known: What there is
-    :raises ValueError: If one of them is not known
-    """
+    """:raises ValueError: If one of them is not known"""
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"{what} has {unknown}: the constants are {sorted(known)}.")

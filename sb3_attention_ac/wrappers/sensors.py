@@ -10,9 +10,7 @@ from gymnasium import spaces
 
 def _box(env: gym.Env[Any, Any], wrapper: str) -> spaces.Box:
     """
-    :param env: The environment to wrap
-    :param wrapper: Who asks
-    :return: Its observation space
+    :return: The observation space
     :raises ValueError: If observations are not vectors
     """
     space = env.observation_space
@@ -97,7 +95,6 @@ class FailingSensors(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordCon
 
     def _make_groups(self, groups: int | Sequence[Sequence[int]] | None) -> list[np.ndarray]:
         """
-        :param groups: As given
         :return: Indices of each group
         :raises ValueError: If there are more groups than sensors, or an index is out of range or in two groups
         """
