@@ -3,11 +3,15 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ParamSpec
 
+from stable_baselines3.common.policies import ActorCriticPolicy
+
 P = ParamSpec("P")
+
+SB3_ARGUMENTS = list(inspect.signature(ActorCriticPolicy.__init__).parameters)[4:]  # after the learning rate's schedule
 
 LSTM_ARGUMENTS = {  # arguments of RecurrentPPO's policy, and what does the same here
     "lstm_hidden_size": "d_model (the width) and context_length (how far back it sees)",
@@ -106,3 +110,22 @@ def with_checked_names(policy_class: type[Any]) -> Callable[[Callable[P, None]],
         return checked
 
     return decorate
+
+
+def with_positional(kwargs: dict[str, Any], args: Sequence[Any]) -> dict[str, Any]:
+    """
+    :param kwargs: Keyword arguments of the policy
+    :param args: Arguments without a name, in the order of :class:`stable_baselines3.common.policies.ActorCriticPolicy`
+    :return: All of them by name
+    :raises TypeError: If there are too many, or one is given twice
+    """
+    if len(args) > len(SB3_ARGUMENTS):
+        raise TypeError(
+            f"The policy takes at most {3 + len(SB3_ARGUMENTS)} positional arguments, SB3's, but {3 + len(args)} were given: "
+            "give the others by name."
+        )
+    named = dict(zip(SB3_ARGUMENTS, args, strict=False))
+    # A policy for images has a default of its own for the features extractor
+    for name in named.keys() & kwargs.keys() - {"features_extractor_class"}:
+        raise TypeError(f"The policy was given {name} twice, by position and by name.")
+    return kwargs | named

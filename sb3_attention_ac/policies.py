@@ -1,7 +1,6 @@
 """Policies: SB3's interface to networks that attend to the trajectory."""
 
 import copy
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from torch import nn
 
 from sb3_attention_ac.acting import StateUse, SteppedNetwork, acting_mode, checked_episode_starts
 from sb3_attention_ac.architecture import MemoryActorArchitecture, MlpActorArchitecture, resolve_keys
+from sb3_attention_ac.argument_names import with_positional
 from sb3_attention_ac.attention_q import AttentionQ
 from sb3_attention_ac.auxiliary.masked_prediction import MaskedPrediction
 from sb3_attention_ac.auxiliary.next_step_prediction import NextStepPrediction
@@ -54,28 +54,7 @@ from sb3_attention_ac.validation import (
     check_observation,
 )
 
-SB3_ARGUMENTS = list(inspect.signature(ActorCriticPolicy.__init__).parameters)[4:]  # after the learning rate's schedule
-
 Act = Callable[[Obs, np.ndarray, th.Tensor | None], ActorOutput]
-
-
-def with_positional(kwargs: dict[str, Any], args: Sequence[Any]) -> dict[str, Any]:
-    """
-    :param kwargs: Keyword arguments of the policy
-    :param args: Arguments without a name, in the order of :class:`stable_baselines3.common.policies.ActorCriticPolicy`
-    :return: All of them by name
-    :raises TypeError: If there are too many, or one is given twice
-    """
-    if len(args) > len(SB3_ARGUMENTS):
-        raise TypeError(
-            f"The policy takes at most {3 + len(SB3_ARGUMENTS)} positional arguments, SB3's, but {3 + len(args)} were given: "
-            "give the others by name."
-        )
-    named = dict(zip(SB3_ARGUMENTS, args, strict=False))
-    # A policy for images has a default of its own for the features extractor
-    for name in named.keys() & kwargs.keys() - {"features_extractor_class"}:
-        raise TypeError(f"The policy was given {name} twice, by position and by name.")
-    return kwargs | named
 
 
 class AttentionActorCriticPolicy(ActorCriticPolicy):
