@@ -9,7 +9,7 @@ from trajectories import ACTORS, OBSERVATION_SPACE, fill, make_buffer, make_poli
 
 from sb3_attention_ac import rollout_values
 from sb3_attention_ac.evaluation import evaluate_transitions
-from sb3_attention_ac.rollout_values import MAX_STEPS_PER_PASS, evaluate_rollout
+from sb3_attention_ac.rollout_values import MAX_STEPS_PER_PASS, evaluate_rollout, update_gates
 
 NETWORKS = {**ACTORS, "no attention": {"n_layers": 0}}
 
@@ -145,3 +145,47 @@ def test_a_bootstrap_sees_what_the_next_step_will_see(rule):
             np.testing.assert_allclose(last, first, rtol=1e-5, atol=1e-6)
         upcoming = copy.deepcopy(rng)  # fill() draws the next observation first
         last = evaluate_rollout(policy, buffer, next_observations(buffer, upcoming)).last.values.numpy()
+
+
+def gates(monkeypatch, is_closed, **network):
+    """A policy with an MLP actor, a rollout with advantages, what it is evaluated as, and what the gate is given"""
+    policy, seen = make_policy(3, chunk_length=4, **network), []
+    buffer, rng = make_buffer(policy, 9, 3), np.random.default_rng(0)
+    fill(buffer, rng, np.ones(3, dtype=bool), 0.3)
+    found = evaluate_rollout(policy, buffer, next_observations(buffer, rng))
+    buffer.set_values(found.values, found.mlp_values, found.terminal.values.numpy())
+    buffer.compute_returns_and_advantage(found.last.values, np.zeros(3))
+    monkeypatch.setattr(type(policy.value_gate), "is_closed", is_closed)
+    monkeypatch.setattr(policy.value_gate, "update", lambda *given: seen.extend(given))
+    monkeypatch.setattr(policy.value_gate, "skip", lambda: seen.append("skipped"))
+    return policy, buffer, found, seen
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_the_gate_is_told_what_attention_adds_and_what_the_mlp_leaves(monkeypatch, is_closed):
+    policy, buffer, found, seen = gates(monkeypatch, is_closed)
+    monkeypatch.setattr(type(policy), "skips_attention", False)
+    logged = update_gates(policy, buffer, found, np.zeros(3))
+    assert logged == {"attention_gate": pytest.approx(0.7)}
+    np.testing.assert_array_equal(seen[0], found.residual)
+    expected = buffer.advantages
+    if not is_closed:
+        last, terminal = found.last.mlp_values.numpy(), found.terminal.mlp_values.numpy()
+        expected = buffer.advantages_under(found.mlp_values, last, np.zeros(3), terminal)
+        assert np.abs(expected - buffer.advantages).max() > 1e-3
+    np.testing.assert_array_equal(seen[1], expected)
+
+
+def test_a_gate_whose_attention_is_skipped_is_told_so(monkeypatch):
+    policy, buffer, found, seen = gates(monkeypatch, is_closed=True)
+    monkeypatch.setattr(type(policy), "skips_attention", True)
+    assert update_gates(policy, buffer, found, np.zeros(3)) == {"attention_gate": pytest.approx(0.7)}
+    assert seen == ["skipped"]
+
+
+def test_both_gates_are_logged(monkeypatch):
+    policy, buffer, found, _ = gates(monkeypatch, is_closed=True, attention_q=True)
+    logged = update_gates(policy, buffer, found, np.zeros(3))
+    names = {f"attention_q_{name}" for name in ("beta", "kl", "evidence", "open")}
+    assert set(logged) == {"attention_gate", *names} and logged["attention_q_evidence"] == float(policy.attention_q.evidence)
+    assert update_gates(make_policy(3, memory_actor=True), buffer, found, np.zeros(3)) == {}
