@@ -188,7 +188,7 @@ def test_an_environment_of_a_notebook_is_refused_before_anything_runs(
     finally:
         del gym.registry["Notebook-v0"]
     message = capsys.readouterr().err
-    assert "cannot make all of the environments (CompareError: Unknown environment 'Notebook-v0'" in message
+    assert "cannot create all of the environments (CompareError: Unknown environment 'Notebook-v0'" in message
     assert "module that can be imported, and name that module with --gym-packages" in message
     assert not list(tmp_path.glob("runs/*"))
     assert launcher._idle.empty()
