@@ -241,7 +241,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         if name not in self._targets:
             array = getattr(self, name)
-            self._targets[name] = None if array is None else self.to_torch(array, copy=False)
+            self._targets[name] = None if array is None else self.to_torch(array)
         return self._targets[name]
 
     def chunks(self) -> list[tuple[np.ndarray, int]]:
@@ -307,7 +307,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         windows = data.windows(rows, env)
 
         def put_last(window: th.Tensor, obs: np.ndarray) -> None:
-            window[:, -1] = self.to_torch(obs, copy=False).reshape(window[:, -1].shape)
+            window[:, -1] = self.to_torch(obs).reshape(window[:, -1].shape)
 
         map_obs(put_last, windows.observations, observations)
         windows.previous_actions[:, -1:] = data.actions[last, env]

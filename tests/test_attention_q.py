@@ -150,6 +150,11 @@ def head_of(weights: list[list[float]], distribution) -> AttentionQ:
     return attention_q
 
 
+def test_other_distributions_are_refused():
+    with pytest.raises(ValueError, match=r"^attention_q=True tilts categorical and Gaussian actions, not Noise: leave it out"):
+        AttentionQ(6, type("Noise", (), {})(), 2)
+
+
 def test_the_head_starts_at_zero():
     attention_q = AttentionQ(6, DiagonalGaussian(), 2)
     assert attention_q.head(th.randn(5, 6)).abs().max() == 0

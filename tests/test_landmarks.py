@@ -248,7 +248,7 @@ def test_a_buffer_is_told_what_it_needs():
         make(landmark_rule="last")
     buffer = make(n_landmarks=2, landmark_rule="surprise")
     buffer.reset()
-    with pytest.raises(ValueError, match="needs to be told surprise"):
+    with pytest.raises(ValueError, match=r"^landmark_rule='surprise' needs to be told surprise"):
         add_step(buffer, 0, np.ones(2))
 
 
