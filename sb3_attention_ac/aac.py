@@ -419,7 +419,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         if self.policy.masked_prediction is not None:
-            self.policy.check_key_encoder()
+            self.policy.sync_key_encoder()
             self.recent_trajectories.add(self.rollout_buffer)
         gate = self.policy.value_gate
         settings = self._update_settings()
@@ -500,7 +500,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
 
     def _update_settings(self) -> UpdateSettings:
         progress = self._current_progress_remaining
-        clip_range_vf = self.clip_range_vf if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
+        clip_range_vf = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
         assert self.batch_size is not None
         return UpdateSettings(
             self.batch_size,
@@ -537,7 +537,6 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         assert self.env is not None, "No environment was given: pass env to the constructor, to load() or to set_env()"
         if use_masking and not is_masking_supported(self.env):
             raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
-
         self.use_masking = forbids_actions(self.env) if use_masking is None else use_masking
         self._join_others()
         callback, progress_bar = distributed.callbacks_of(callback), progress_bar and distributed.rank() == 0

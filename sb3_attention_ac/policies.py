@@ -273,10 +273,10 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         actor, critic = self.actor_encoder, self.critic_encoder
         return critic if actor is None or critic.network.encoder is not None else actor
 
-    def check_key_encoder(self) -> None:
+    def sync_key_encoder(self) -> None:
         """Start the key encoder of the masked prediction anew, where what it follows has been replaced."""
         if self.masked_prediction is not None:
-            self.masked_prediction.check_key_encoder(*self._trained_by_masking()[:2])
+            self.masked_prediction.sync_key_encoder(*self._trained_by_masking()[:2])
 
     def update_key_encoder(self) -> None:
         """Let the key encoder of the masked prediction follow the critic's, after a step of the optimizer."""

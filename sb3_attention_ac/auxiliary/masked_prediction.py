@@ -106,7 +106,7 @@ class MaskedPrediction(nn.Module):
         self.key_extractor = copy.deepcopy(features_extractor).requires_grad_(False)
         self.key_mlp = copy.deepcopy(mlp).requires_grad_(False)
 
-    def check_key_encoder(self, features_extractor: BaseFeaturesExtractor, mlp: nn.Module) -> None:
+    def sync_key_encoder(self, features_extractor: BaseFeaturesExtractor, mlp: nn.Module) -> None:
         """
         Start the key encoder anew where what it follows has been replaced.
 
