@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_attention_ac.networks.history_network import HistoryEncoder
+from sb3_attention_ac.networks.history_network import HistoryEncoder, is_hooked
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache
 from sb3_attention_ac.type_aliases import EncoderOutput, Obs, TrajectoryWindows
 
@@ -115,10 +115,9 @@ def acting_mode(policy: nn.Module) -> type[th.inference_mode | th.no_grad]:
 
 
 def _is_the_users(module: nn.Module) -> bool:
-    own, attributes = type(module), vars(module)
-    hooked = any(attributes.get(name) for name in ("_forward_hooks", "_forward_pre_hooks"))  # private: may be missing
-    replaced = any(callable(value) and hasattr(own, name) for name, value in attributes.items())
-    return hooked or replaced or own.__module__.split(".")[0] not in KNOWN_PACKAGES
+    own = type(module)
+    replaced = any(callable(value) and hasattr(own, name) for name, value in vars(module).items())
+    return replaced or is_hooked(module, "forward") or own.__module__.split(".")[0] not in KNOWN_PACKAGES
 
 
 def checked_episode_starts(state: Any, given: Any, n_envs: int) -> np.ndarray:

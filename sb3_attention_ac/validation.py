@@ -14,6 +14,7 @@ from torch import nn
 from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.argument_names import closest_names, default_arguments
 from sb3_attention_ac.landmarks import check_rule
+from sb3_attention_ac.networks.history_network import is_hooked
 from sb3_attention_ac.networks.preprocessing import AGE_INPUTS
 
 LSTM_POLICIES = {  # RecurrentPPO's, as scripts name or import them, and what to use here
@@ -222,7 +223,7 @@ def warn_about_replaced_methods(policy: nn.Module) -> None:
     """:param policy: The policy, whose methods may have been replaced by a function, or hooked"""
     names = [name for name in NOT_CALLED if name in vars(policy)]
     found = [f"{name}()" for name in names]
-    if any(getattr(policy, name, None) for name in ("_forward_hooks", "_forward_pre_hooks")):  # private: may be missing
+    if is_hooked(policy, "forward"):
         found.append("forward hooks")
     if found:
         warnings.warn(

@@ -30,6 +30,15 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def is_hooked(module: nn.Module, *passes: str) -> bool:
+    """
+    :param module: Any module
+    :param passes: "forward" or "backward"
+    :return: Whether it has hooks on one of these passes. PyTorch has no public name for them: where it has others, no
+    """
+    return any(getattr(module, f"_{name}{kind}_hooks", None) for name in passes for kind in ("", "_pre"))
+
+
 def widened(mlp: nn.Sequential, features_dim: int, width: int) -> nn.Sequential:
     """
     An MLP that also reads what comes after the features of a step, with weights that are zero at first. Where its first layer
@@ -53,8 +62,7 @@ def widened(mlp: nn.Sequential, features_dim: int, width: int) -> nn.Sequential:
 
 
 def _is_plain_linear(layer: nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(layer) is nn.Linear and not any(getattr(layer, name) for name in hooks)
+    return type(layer) is nn.Linear and not is_hooked(layer, "forward", "backward")
 
 
 class HistoryNetwork(nn.Module):
