@@ -153,6 +153,7 @@ def export_onnx(
         raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install '.[onnx]' in the checkout.")
     policy = copy.deepcopy(model.policy).to("cpu")
     policy.set_training_mode(False)
+    policy.masked_prediction = None  # acting does not need it, and PyTorch cannot write a program with a variable "return"
     actor = _Actor(policy, bool(model.use_masking if action_masks is None else action_masks))
     n_envs = th.export.Dim("n_envs")
     with th.no_grad(), warnings.catch_warnings():

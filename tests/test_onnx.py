@@ -27,13 +27,20 @@ TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 SPACES = {**ACTION_SPACES, "from 2": spaces.Discrete(3, start=2), "bounded": spaces.Box(-0.1, 0.3, (2,))}
 
 
-def make_model(actions: str = "Discrete", observations: str = "Box", use_sde: bool = False, **policy_kwargs: Any) -> AAC:
+def make_model(
+    actions: str = "Discrete",
+    observations: str = "Box",
+    use_sde: bool = False,
+    aux_loss: Any = "auto",
+    **policy_kwargs: Any,
+) -> AAC:
     env = DummyVecEnv([lambda: RandomEnv(OBSERVATION_SPACES[observations], SPACES[actions]) for _ in range(N_ENVS)])
     short = {"rollout_buffer_kwargs": {"chunk_length": CHUNK}}
     model = AAC(
         policy_for(observations),
         env,
         use_sde=use_sde,
+        aux_loss=aux_loss,
         policy_kwargs={**TINY, "net_arch": [8], **policy_kwargs},
         **SMALL,
         **short,
@@ -246,8 +253,14 @@ def test_attention_q(actions, tmp_path):
     assert check(model, tmp_path).state_names
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
-    model = make_model()
+def test_a_model_that_predicts_returns(tmp_path):
+    """The head of that name must not be in the graph: a program cannot call a variable "return"."""
+    check(make_model(aux_loss="prediction"), tmp_path)
+
+
+@pytest.mark.parametrize("aux_loss", ["auto", "value"])
+def test_the_model_is_left_as_it_was(aux_loss, tmp_path):
+    model = make_model(aux_loss=aux_loss)
     model.policy.set_training_mode(True)
     before = {name: part.clone() for name, part in model.policy.state_dict().items()}
     export_onnx(model, tmp_path / "actor.onnx")
