@@ -170,11 +170,12 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
             yield from itertools.islice(self._windows, math.ceil(n_minibatches / period))
             return
         for i, transitions in enumerate(self.buffer.get_transitions(self.settings.batch_size)):
+            batches: list[TransitionSamples | WindowSamples] = [transitions] if self.continue_training else []
             if i % period == 0 and self._attention_learns:
-                yield next(self._windows)
-            if self.continue_training:
-                yield transitions
-            elif self.is_done:
+                # A masked prediction may teach a features extractor that the actor reads: after the first ratio, which is one
+                batches.insert(0 if self.policy.masked_prediction is None else len(batches), next(self._windows))
+            yield from batches
+            if self.is_done:
                 return
 
     def _minibatches_per_attention_step(self) -> int:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_run import SMALL, TINY, random_env
@@ -20,6 +21,7 @@ from sb3_attention_ac import AAC
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.evaluation import evaluate_actions, evaluate_transitions
 from sb3_attention_ac.networks.kv_cache import IncrementalEncoder, KVCache
+from sb3_attention_ac.train_log import TrainLog
 
 FEW = settings(max_examples=5, deadline=None)  # each of many combinations
 LONG = {"seed": 0, "n_steps": 13, "n_envs": 2, "context_length": 3, "chunk_length": 4, "episode_end": 0.15}
@@ -177,6 +179,34 @@ def test_first_ratio_is_one_with_every_option(option, actor, rollout):
     kwargs: dict[str, Any] = {**ACTORS[actor], "attention_q": "Q_att" in option, "n_landmarks": 2 * (option == "landmarks")}
     kwargs |= {"use_sde": "gSDE" in option, "squash_output": "squashed" in option}
     check_first_ratio("Box" if "gSDE" in option else "MultiDiscrete", kwargs, rollout, "masks" in option)
+
+
+class LinearExtractor(BaseFeaturesExtractor):
+    """One that learns"""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=4)
+        self.linear = th.nn.Linear(observation_space.shape[0], 4)
+
+    def forward(self, observations):
+        return self.linear(observations)
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_the_first_ratio_of_a_run_is_one_where_a_masked_prediction_teaches_the_actors_features(memory_actor, monkeypatch):
+    firsts: list[float] = []
+    add_log_ratio = TrainLog.add_log_ratio
+
+    def noting(self, log_ratio):
+        if "log_ratio" not in self._values:
+            firsts.append(float(log_ratio.detach().abs().max()))
+        add_log_ratio(self, log_ratio)
+
+    monkeypatch.setattr(TrainLog, "add_log_ratio", noting)
+    policy_kwargs = {**TINY, "memory_actor": memory_actor, "features_extractor_class": LinearExtractor}
+    settings_: dict[str, Any] = {**SMALL, "learning_rate": 0.05, "aux_loss": "value", "aux_coef": 1.0}
+    AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, **settings_).learn(80)
+    assert len(firsts) == 4 and max(firsts) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -276,11 +276,15 @@ def kinds(update, epoch: int = 0, stop_at: int | None = None) -> str:
     ids=str,
 )
 def test_how_often_attention_learns(options, gate, period):
-    """Before the first of so many minibatches of the MLPs, once in an epoch at least"""
+    """
+    Before the first of so many minibatches of the MLPs, once in an epoch at least; after it where a masked prediction may
+    teach the actor's features extractor
+    """
     update = make(options, n_steps=36)
     assert isinstance(update, MlpActorUpdate)
     update.policy.value_gate.gate.fill_(gate)
-    expected = "".join(("w" if i % period == 0 else "") + "t" for i in range(18))
+    due, other = ("tw", "t") if update.policy.masked_prediction is not None else ("wt", "t")
+    expected = "".join(due if i % period == 0 else other for i in range(18))
     assert kinds(update) == kinds(update, 1) == expected
     assert not update.is_done and update.continue_training
 
