@@ -6,6 +6,7 @@ is in a cache: each step computes what every cache would become if it were full,
 """
 
 import copy
+import keyword
 import os
 import warnings
 from importlib.util import find_spec
@@ -146,14 +147,16 @@ def export_onnx(
     :param kwargs: For :func:`torch.onnx.export`, e.g. ``opset_version``
     :raises ImportError: If the packages that PyTorch needs to export are not installed
     :raises ValueError: If masks are asked for and the action space knows none; or if ``attention_q`` changes actions and reads
-        other entries of Dict observations than the actor; or if the network fixes the number of environments
+        other entries of Dict observations than the actor; or if the network fixes the number of environments, or a part of it
+        that is learned has the name of a Python keyword
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install '.[onnx]' in the checkout.")
     policy = copy.deepcopy(model.policy).to("cpu")
     policy.set_training_mode(False)
-    policy.masked_prediction = None  # acting does not need it, and PyTorch cannot write a program with a variable "return"
+    policy.masked_prediction = None  # acting does not need it, and its head "return" has the name of a keyword
+    _require_names_of_variables(policy)
     actor = _Actor(policy, bool(model.use_masking if action_masks is None else action_masks))
     n_envs = th.export.Dim("n_envs")
     with th.no_grad(), warnings.catch_warnings():
@@ -168,6 +171,16 @@ def export_onnx(
             **{"dynamo": True, "external_data": False, "verbose": False, **kwargs},
         )
     _require_any_number_of_environments(path)
+
+
+def _require_names_of_variables(policy: nn.Module) -> None:
+    """:raises ValueError: If PyTorch's exporter cannot write the network as a program, which calls its parts by their names"""
+    keywords = {name: part for name in policy.state_dict() for part in name.split(".") if keyword.iskeyword(part)}
+    for name, part in keywords.items():
+        raise ValueError(
+            f"The network's {name} cannot be exported: PyTorch writes the network as a program, in which a variable cannot be "
+            f"called '{part}', a keyword of Python. Rename the entry of the observation, or the module, and train again."
+        )
 
 
 def _require_any_number_of_environments(path: str | os.PathLike[str]) -> None:

@@ -282,6 +282,17 @@ def test_attention_q_with_keys_of_its_own_is_refused(tmp_path):
         export_onnx(model, tmp_path / "actor.onnx")
 
 
+def test_an_entry_with_the_name_of_a_keyword_is_refused_where_its_network_learns(tmp_path):
+    def model(**entries: spaces.Space[Any]) -> AAC:
+        env = DummyVecEnv([lambda: RandomEnv(spaces.Dict(entries), spaces.Discrete(2))] * N_ENVS)
+        return AAC("MultiInputPolicy", env, policy_kwargs=TINY, **SMALL)
+
+    vector = spaces.Box(-1, 1, (2,))
+    with pytest.raises(ValueError, match=r"extractors\.class\..* cannot be called 'class', a keyword of Python"):
+        export_onnx(model(**{"class": spaces.Box(0, 255, (3, 36, 36), np.uint8), "vector": vector}), tmp_path / "a.onnx")
+    check(model(**{"class": vector, "vector": vector}), tmp_path)
+
+
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sb3_attention_ac.onnx.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs onnx and onnxscript: pip install '\.\[onnx\]'"):
