@@ -550,6 +550,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.num_timesteps = distributed.maximum(self.num_timesteps)  # where a callback has stopped, one has counted less
         distributed.broadcast(self.policy)
         self._statistics = distributed.MergedStatistics(self._vec_normalize_env)
+        self._statistics.start_from_first()
         if distributed.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None
 

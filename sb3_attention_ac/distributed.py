@@ -3,8 +3,8 @@ One training run on several processes, started by ``torchrun``: each has environ
 
 Gradients are averaged before they are clipped, so that a step is that of one process with all environments. Whatever decides
 about the run is that of all processes: advantages are normalized by the statistics of all, gates and ``target_kl`` see the
-rollouts of all, statistics of VecNormalize are merged after each rollout, steps are counted over all. Rank 0 logs, evaluates
-and saves. Without ``torchrun`` every function here does nothing.
+rollouts of all, statistics of VecNormalize start from those of rank 0 and are merged after each rollout, steps are counted
+over all. Rank 0 logs, evaluates and saves. Without ``torchrun`` every function here does nothing.
 """
 
 import atexit
@@ -238,7 +238,7 @@ class MergedStatistics:
     Statistics of VecNormalize over the environments of all processes: each goes on from the same ones during a rollout, what
     each has seen is put together after it.
 
-    :param env: The wrapper, with statistics that are the same in all processes; None for nothing
+    :param env: The wrapper; None for nothing
     """
 
     def __init__(self, env: VecNormalize | None):
@@ -247,6 +247,25 @@ class MergedStatistics:
             observations = env.obs_rms if env.norm_obs else {}
             parts = list(observations.values()) if isinstance(observations, dict) else [observations]
             self.statistics = [*parts, env.ret_rms]
+        self._before = copy.deepcopy(self.statistics)
+
+    def start_from_first(self) -> None:
+        """
+        Go on from those of rank 0, as parameters do: what each has seen before is not merged, it may be partly the same.
+
+        :raises ValueError: If another process normalizes something else
+        """
+        if not is_active():
+            return
+        found = _gathered([(own.mean, own.var, own.count) for own in self.statistics])
+        shapes = [[np.shape(mean) for mean, _, _ in statistics] for statistics in found]
+        if any(other != shapes[0] for other in shapes):
+            raise ValueError(
+                f"VecNormalize has statistics of shapes {shapes} on ranks 0 to {len(shapes) - 1}, but they must be the same "
+                "on all of them."
+            )
+        for own, (mean, var, count) in zip(self.statistics, found[0], strict=True):
+            own.mean, own.var, own.count = mean, var, count
         self._before = copy.deepcopy(self.statistics)
 
     def merge(self) -> None:

@@ -99,6 +99,23 @@ def go_on(folder: Path, what: str) -> dict[str, Any]:
     return {"stopped_at": stopped_at, "steps": model.num_timesteps, "means": means, "parameters": model.policy.state_dict()}
 
 
+def statistics(folder: Path, what: str) -> dict[str, Any]:
+    """Each process has warmed up its statistics by itself; later rank 0 alone steps the environments between two calls"""
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2))
+    model = AAC("MlpPolicy", env, policy_kwargs=NETWORKS["mlp"], **SETTINGS)
+    rank, found = distributed.rank(), {}
+    env.seed(rank)
+    env.reset()
+    if what == "other" and rank == 1:
+        env.norm_obs = False
+    for name, warms_up in (("first", True), ("second", rank == 0)):
+        for _ in range(20 if warms_up else 0):
+            env.step(np.array([env.action_space.sample() for _ in range(2)]))
+        model.learn(128, reset_num_timesteps=False)
+        found[name] = [env.obs_rms.mean.copy(), env.obs_rms.count, env.ret_rms.var.copy()]
+    return found
+
+
 def leave(folder: Path, what: str) -> dict[str, Any]:
     """Threads during the run and after it, by their names"""
 
@@ -156,6 +173,7 @@ if __name__ == "__main__":
         "unequal": unequal,
         "helpers": helpers,
         "leave": leave,
+        "statistics": statistics,
     }
     rank = os.environ["RANK"]
     result = functions[what](target, argument)

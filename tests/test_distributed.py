@@ -138,6 +138,19 @@ def test_all_go_on_after_a_callback_of_one_has_stopped(tmp_path, what):
         assert th.equal(parameter, second["parameters"][name]), name
 
 
+def test_statistics_go_on_from_those_of_rank_0(tmp_path):
+    """Whatever each process has done with its environments before learn()"""
+    first, second = results(tmp_path, "statistics")
+    for name in ("first", "second"):
+        for own, other in zip(first[name], second[name], strict=True):
+            np.testing.assert_array_equal(own, other)
+
+
+def test_statistics_of_something_else_are_refused(tmp_path):
+    done = torchrun(tmp_path, "statistics", "other")
+    assert done.returncode != 0 and "VecNormalize has statistics of shapes [[(3,), ()], [()]]" in done.stderr
+
+
 def test_parameters_that_differ_are_noticed(tmp_path):
     done = torchrun(tmp_path, "stop", "change")
     assert done.returncode != 0 and "The parameters of ranks 0 to 1 are no longer the same" in done.stderr
