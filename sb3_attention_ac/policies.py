@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -605,6 +605,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :raises ValueError: If state, episode starts or masks do not go with the observations
         """
         check_observation(observation, self.observation_space, self.actor_keys)
+        if isinstance(observation, Mapping) and self.actor_keys is not None:
+            observation = {key: observation[key] for key in self.actor_keys}  # others may be anything
         if self.training:
             self.set_training_mode(False)
         self.use_action_dist()

@@ -58,6 +58,8 @@ def test_the_actor_needs_its_own_keys_alone(options, tmp_path):
     assert (with_all == alone).all()
     other, _ = model.predict({**full, "constant": full["constant"] + 1}, deterministic=True)
     assert (other == alone).all()
+    for nothing in (None, np.zeros(7)):
+        assert (model.predict({"constant": nothing, "seen": full["seen"]}, deterministic=True)[0] == alone).all()
     model.save(tmp_path / "model")
     loaded = AAC.load(tmp_path / "model")
     assert (loaded.predict({"seen": full["seen"]}, deterministic=True)[0] == alone).all()
