@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     CheckpointCallback,
+    ConvertCallback,
     EvalCallback,
     EventCallback,
     ProgressBarCallback,
@@ -214,23 +215,49 @@ def require_identical(parameters: Iterable[th.Tensor]) -> None:
         )
 
 
+class ProgressOfAll(ProgressBarCallback):
+    """SB3's progress bar, which counts the environments of this process alone; here those of all."""
+
+    def _on_step(self) -> bool:
+        """:return: True"""
+        self.pbar.update(self.training_env.num_envs * world_size())
+        return True
+
+
 def callbacks_of(callback: Any) -> Any:
     """
     :param callback: What ``learn`` was given
-    :return: The same without those that evaluate, save or show progress, if this is not rank 0
+    :return: The same without those that evaluate, save or show progress, if this is not rank 0; there SB3's progress bar
+        counts the steps of all
     """
-    if rank() == 0 or callback is None or (callable(callback) and not isinstance(callback, BaseCallback)):
+    alone = rank() == 0 and world_size() == 1
+    if alone or callback is None or (callable(callback) and not isinstance(callback, BaseCallback)):
         return callback
     given = callback if isinstance(callback, list) else [callback]
     kept = []
     for one in given:
+        if rank() == 0 and type(one) is ProgressBarCallback:
+            one = ProgressOfAll()
         if isinstance(one, CallbackList):
             one.callbacks = callbacks_of(one.callbacks)
-        if not isinstance(one, RANK_0_ALONE):
+        if rank() == 0 or not isinstance(one, RANK_0_ALONE):
             if isinstance(one, EventCallback) and one.callback is not None:
                 one.callback = next(iter(callbacks_of([one.callback])), None)
             kept.append(one)
     return kept
+
+
+def with_progress(callback: Any) -> Any:
+    """
+    :param callback: What ``learn`` goes on with
+    :return: The same, and on rank 0 a progress bar over the steps of all processes
+    """
+    if rank() > 0:
+        return callback
+    if callable(callback) and not isinstance(callback, BaseCallback):
+        callback = ConvertCallback(callback)
+    given = callback if isinstance(callback, list) else [callback]
+    return [*(one for one in given if one is not None), ProgressOfAll()]
 
 
 class MergedStatistics:

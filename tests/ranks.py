@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common import callbacks
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -83,8 +84,8 @@ def step(folder: Path, kind: str) -> dict[str, Any]:
 def stop(folder: Path, what: str) -> dict[str, Any]:
     """Something happens in one process"""
     model = make_model("mlp", 2)
-    callbacks = [AtStep(1, 200, what), CheckpointCallback(50, str(folder), "checkpoint")]
-    model.learn(10**9 if what in ("kill", "fail") else 2000, callback=callbacks)
+    asked = [AtStep(1, 200, what), CheckpointCallback(50, str(folder), "checkpoint")]
+    model.learn(10**9 if what in ("kill", "fail") else 2000, callback=asked)
     return {"steps": model.num_timesteps}
 
 
@@ -114,6 +115,34 @@ def statistics(folder: Path, what: str) -> dict[str, Any]:
         model.learn(128, reset_num_timesteps=False)
         found[name] = [env.obs_rms.mean.copy(), env.obs_rms.count, env.ret_rms.var.copy()]
     return found
+
+
+def progress(folder: Path, what: str) -> dict[str, Any]:
+    """Where the progress bar ends, by the argument and as a callback; with a function as callback beside it"""
+    bars: list[Any] = []
+
+    class Counter:
+        def __init__(self, total: int):
+            self.total, self.n = total, 0
+            bars.append(self)
+
+        def update(self, n: int) -> None:
+            self.n += n
+
+        def refresh(self) -> None:
+            """As tqdm's"""
+
+        close = refresh
+
+    callbacks.tqdm = Counter
+    for arguments in (
+        {"progress_bar": True},
+        {"progress_bar": True, "callback": lambda *_: True},
+        {"callback": callbacks.ProgressBarCallback()},
+        {"callback": callbacks.CallbackList([callbacks.ProgressBarCallback()])},
+    ):
+        make_model("mlp", 2).learn(128, **arguments)
+    return {"bars": [(bar.n, bar.total) for bar in bars]}
 
 
 def leave(folder: Path, what: str) -> dict[str, Any]:
@@ -173,6 +202,7 @@ if __name__ == "__main__":
         "unequal": unequal,
         "helpers": helpers,
         "leave": leave,
+        "progress": progress,
         "statistics": statistics,
     }
     rank = os.environ["RANK"]

@@ -151,6 +151,11 @@ def test_statistics_of_something_else_are_refused(tmp_path):
     assert done.returncode != 0 and "VecNormalize has statistics of shapes [[(3,), ()], [()]]" in done.stderr
 
 
+def test_the_progress_bar_counts_the_steps_of_all(tmp_path):
+    first, second = results(tmp_path, "progress")
+    assert first["bars"] == [(128, 128)] * 4 and second["bars"] == []
+
+
 def test_parameters_that_differ_are_noticed(tmp_path):
     done = torchrun(tmp_path, "stop", "change")
     assert done.returncode != 0 and "The parameters of ranks 0 to 1 are no longer the same" in done.stderr
