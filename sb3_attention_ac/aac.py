@@ -539,9 +539,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             raise ValueError("Environment does not support action masking. Consider using ActionMasker wrapper")
         self.use_masking = forbids_actions(self.env) if use_masking is None else use_masking
         self._join_others()
-        callback = distributed.callbacks_of(callback)
-        if progress_bar and distributed.is_active():
-            callback, progress_bar = distributed.with_progress(callback), False
+        callback = distributed.callbacks_of(callback, progress_bar)
+        progress_bar = progress_bar and not distributed.is_active()
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _join_others(self) -> None:

@@ -224,40 +224,27 @@ class ProgressOfAll(ProgressBarCallback):
         return True
 
 
-def callbacks_of(callback: Any) -> Any:
+def callbacks_of(callback: Any, progress_bar: bool = False) -> Any:
     """
     :param callback: What ``learn`` was given
-    :return: The same without those that evaluate, save or show progress, if this is not rank 0; there SB3's progress bar
-        counts the steps of all
+    :param progress_bar: Whether to add a progress bar
+    :return: The same, but those that evaluate, save or show progress on rank 0 alone, where progress bars count the steps of
+        all. Without other processes what was given
     """
-    alone = rank() == 0 and world_size() == 1
-    if alone or callback is None or (callable(callback) and not isinstance(callback, BaseCallback)):
-        return callback
-    given = callback if isinstance(callback, list) else [callback]
-    kept = []
-    for one in given:
-        if rank() == 0 and type(one) is ProgressBarCallback:
-            one = ProgressOfAll()
-        if isinstance(one, CallbackList):
-            one.callbacks = callbacks_of(one.callbacks)
-        if rank() == 0 or not isinstance(one, RANK_0_ALONE):
-            if isinstance(one, EventCallback) and one.callback is not None:
-                one.callback = next(iter(callbacks_of([one.callback])), None)
-            kept.append(one)
-    return kept
-
-
-def with_progress(callback: Any) -> Any:
-    """
-    :param callback: What ``learn`` goes on with
-    :return: The same, and on rank 0 a progress bar over the steps of all processes
-    """
-    if rank() > 0:
+    if not is_active():
         return callback
     if callable(callback) and not isinstance(callback, BaseCallback):
         callback = ConvertCallback(callback)
-    given = callback if isinstance(callback, list) else [callback]
-    return [*(one for one in given if one is not None), ProgressOfAll()]
+    kept: list[BaseCallback] = []
+    for one in callback if isinstance(callback, list) else [callback] if callback is not None else []:
+        if isinstance(one, RANK_0_ALONE) and rank() > 0:
+            continue
+        if isinstance(one, CallbackList):
+            one.callbacks = callbacks_of(one.callbacks)
+        if isinstance(one, EventCallback):
+            one.callback = next(iter(callbacks_of(one.callback)), None)
+        kept.append(ProgressOfAll() if type(one) is ProgressBarCallback else one)
+    return [*kept, ProgressOfAll()] if progress_bar and rank() == 0 else kept
 
 
 class MergedStatistics:

@@ -60,6 +60,9 @@ def test_rank_0_alone_saves_however_deep_it_stands(monkeypatch, tmp_path):
     stops = StopTrainingOnMaxEpisodes(3)
     deep = EveryNTimesteps(8, CallbackList([saves, stops]))
     assert distributed.callbacks_of([deep])[0].callback.callbacks == [saves, stops]
+    monkeypatch.setattr(distributed, "is_active", lambda: True)
+    (first,) = distributed.callbacks_of(deep)
+    assert first.callback.callbacks == [saves, stops]
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     (kept,) = distributed.callbacks_of([deep, saves])
     assert kept is deep and kept.callback.callbacks == [stops]
