@@ -61,6 +61,7 @@ def test_rank_0_alone_saves_however_deep_it_stands(monkeypatch, tmp_path):
     deep = EveryNTimesteps(8, CallbackList([saves, stops]))
     assert distributed.callbacks_of([deep])[0].callback.callbacks == [saves, stops]
     monkeypatch.setattr(distributed, "is_active", lambda: True)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
     (first,) = distributed.callbacks_of(deep)
     assert first.callback.callbacks == [saves, stops]
     monkeypatch.setattr(distributed, "rank", lambda: 1)
