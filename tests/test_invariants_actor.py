@@ -11,9 +11,9 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
+from test_changed_in_mid_run import Linear
 from test_run import SMALL, TINY, random_env
 from trajectories import ACTION_SPACES, ACTORS, fill, make_buffer, make_policy, noisy, rollouts
 
@@ -181,17 +181,6 @@ def test_first_ratio_is_one_with_every_option(option, actor, rollout):
     check_first_ratio("Box" if "gSDE" in option else "MultiDiscrete", kwargs, rollout, "masks" in option)
 
 
-class LinearExtractor(BaseFeaturesExtractor):
-    """One that learns"""
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=4)
-        self.linear = th.nn.Linear(observation_space.shape[0], 4)
-
-    def forward(self, observations):
-        return self.linear(observations)
-
-
 @pytest.mark.parametrize("memory_actor", [False, True])
 def test_the_first_ratio_of_a_run_is_one_where_a_masked_prediction_teaches_the_actors_features(memory_actor, monkeypatch):
     firsts: list[float] = []
@@ -203,7 +192,7 @@ def test_the_first_ratio_of_a_run_is_one_where_a_masked_prediction_teaches_the_a
         add_log_ratio(self, log_ratio)
 
     monkeypatch.setattr(TrainLog, "add_log_ratio", noting)
-    policy_kwargs = {**TINY, "memory_actor": memory_actor, "features_extractor_class": LinearExtractor}
+    policy_kwargs = {**TINY, "memory_actor": memory_actor, "features_extractor_class": Linear}
     settings_: dict[str, Any] = {**SMALL, "learning_rate": 0.05, "aux_loss": "value", "aux_coef": 1.0}
     AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, **settings_).learn(80)
     assert len(firsts) == 4 and max(firsts) < 1e-4
