@@ -213,7 +213,6 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._default_batch_size: int | None = None  # what batch_size=None was taken for: load() may have other environments
         self._n_iterations = 0
         resolve_aux_loss(aux_loss)
-        check_policy(self.policy_class, AttentionActorCriticPolicy)
         if _init_setup_model:
             self._setup_model()
             warn_about_no_effect(self.policy.aux_targets, aux_coef, mask_ratio, temperature, n_trajectories)
@@ -272,9 +271,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     def _make_policy(self) -> Any:
         """
         :return: A new policy, on the CPU
-        :raises ValueError: If it does not know one of ``policy_kwargs``
+        :raises ValueError: If it is none of ours, or does not know one of ``policy_kwargs``
         """
-        policy_class: Any = self.policy_class
+        policy_class: Any = self.policy_class  # load() sets that of the file
+        check_policy(policy_class, AttentionActorCriticPolicy)
         try:
             return policy_class(
                 self.observation_space,

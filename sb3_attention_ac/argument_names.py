@@ -20,17 +20,22 @@ LSTM_ARGUMENTS = {  # arguments of RecurrentPPO's policy, and what does the same
     "enable_critic_lstm": "share_encoder",
 }
 
+MOST_NAMES = 40  # in a message
+
 
 def closest_names(name: str, known: Iterable[str]) -> str:
     """
     :param name: A name that is not known
     :param known: All names that are
-    :return: Part of a sentence that offers the closest known names, or all of them where none is close
+    :return: Part of a sentence that offers the closest known names, or the first of all where none is close
     """
     names = sorted(known)
     lower = {candidate.lower(): candidate for candidate in names}
     close = [lower[match] for match in get_close_matches(name.lower(), lower, n=5, cutoff=0.6)]
-    return f"the closest known names are: {', '.join(close)}" if close else f"known names: {', '.join(names[:40])}"
+    if close:
+        return f"the closest known names are: {', '.join(close)}"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"known names: {', '.join(names[:MOST_NAMES])}{more}"
 
 
 def default_arguments(made: type[Any]) -> dict[str, Any]:

@@ -49,13 +49,14 @@ def stored_network(path: Any) -> dict[str, Any] | None:
 
     :param path: A saved model: a path, or an open file, which is left where it was
     :return: The arguments that shape its network: ``aux_loss``, which adds heads, and ``policy_kwargs`` where they are plain.
-        None if they cannot be read here
+        None if they cannot be read here, or are another algorithm's
     """
     position = path.tell() if hasattr(path, "tell") else None
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
             data = json.loads(archive.read("data"))
+        arguments = {"aux_loss": data["aux_loss"]}  # another algorithm's file has none
     except (KeyError, ValueError, zipfile.BadZipFile):
         return None
     finally:
@@ -64,7 +65,6 @@ def stored_network(path: Any) -> dict[str, Any] | None:
         else:
             path.seek(position)
     policy_kwargs = data.get("policy_kwargs")
-    arguments = {"aux_loss": data.get("aux_loss")}
     if isinstance(policy_kwargs, dict) and ":serialized:" not in policy_kwargs:
         arguments["policy_kwargs"] = policy_kwargs
     return arguments

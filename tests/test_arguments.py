@@ -18,6 +18,7 @@ from test_run import OBSERVATION_SPACES, SMALL, TINY, RandomEnv, random_env
 from trajectories import ACTORS
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.argument_names import closest_names
 from sb3_attention_ac.policies import AttentionActorCriticMultiInputPolicy, AttentionActorCriticPolicy
 
 BOX = OBSERVATION_SPACES["Box"]
@@ -109,6 +110,12 @@ class OwnAlgorithm(AAC):
 def test_arguments_that_the_constructor_does_not_know(algorithm, given, words):
     with pytest.raises(TypeError, match=words):
         algorithm("MlpPolicy", random_env(), **SMALL, **given)
+
+
+def test_a_long_list_of_names_says_that_it_goes_on():
+    names = [f"{i:03}" for i in range(100)]
+    assert closest_names("zzz", names[:40]) == "known names: " + ", ".join(names[:40])
+    assert closest_names("zzz", names) == "known names: " + ", ".join(names[:40]) + " and 60 more"
 
 
 def test_a_subclass_may_have_arguments_of_its_own():

@@ -14,6 +14,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import PPO
 from test_run import ACTION_SPACES, SMALL, TINY, random_env
 
 from sb3_attention_ac import AAC
@@ -136,6 +137,17 @@ def test_other_heads_are_named_though_the_arguments_hold_a_class(tmp_path):
     AAC("MlpPolicy", random_env(), aux_loss=None, policy_kwargs=kwargs, **SMALL).save(tmp_path / "model.zip")
     with pytest.raises(ValueError, match="The network arguments differ: aux_loss: None in the file, 'next_step' here"):
         AAC.load(tmp_path / "model.zip", aux_loss="next_step")
+
+
+@pytest.mark.parametrize("network", [{}, {"memory_actor": True}])
+def test_another_algorithms_file_is_said_to_be_one(tmp_path, network):
+    """Nothing is said of arguments that it does not hold"""
+    PPO("MlpPolicy", random_env(), n_steps=8, batch_size=8).save(tmp_path / "ppo.zip")
+    with pytest.raises(ValueError, match="another algorithm saved it: load it with that one"):
+        AAC.load(tmp_path / "ppo.zip")
+    model = AAC("MlpPolicy", random_env(), policy_kwargs=network, **SMALL)
+    with pytest.raises(ValueError, match=r"The parameters are those of another network: .* missing in the file"):
+        model.set_parameters(tmp_path / "ppo.zip")
 
 
 def test_parameters_in_a_dictionary_are_checked_as_those_of_a_file():
