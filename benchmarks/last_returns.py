@@ -56,6 +56,7 @@ LABELS = {
     "aac-aux-contrastive": '+ `aux_loss="contrastive"`',
     "aac-attention-q": "+ Q_att",
     "aac-memory": "+ memory actor",
+    "aac-memory-next-step": "+ next-step prediction",
 }
 
 
