@@ -18,6 +18,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> CompareError:
     :param kind: What the name stands for, e.g. ``"algorithm"``
     :param name: The name that is not known
     :param known: All names that are
-    :return: Error that offers the closest known names, or all of them where none is close
+    :return: Error that offers the closest known names, or the first of all where none is close
     """
     return CompareError(f"Unknown {kind} {name!r}; {closest_names(name, known)}.")
