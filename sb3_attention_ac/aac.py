@@ -42,7 +42,12 @@ from sb3_attention_ac.rollout_validation import (
     warn_about_unused_buffer_methods,
 )
 from sb3_attention_ac.rollout_values import evaluate_rollout, update_gates
-from sb3_attention_ac.saved_network import check_same_network, check_same_parameters, stored_network
+from sb3_attention_ac.saved_network import (
+    check_same_network,
+    check_same_parameters,
+    stored_network,
+    without_other_optimizer,
+)
 from sb3_attention_ac.train_log import TrainLog
 from sb3_attention_ac.updates import Losses, UpdateSettings, update_class
 from sb3_attention_ac.validation import (
@@ -169,6 +174,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         check_policy_arguments(policy, policy_kwargs)
         policy = policy if isinstance(policy, str) else SB3_POLICIES.get(policy, policy)
         check_integers({"n_steps": (n_steps, 1), "n_epochs": (n_epochs, 1), "n_trajectories": (n_trajectories, 0)})
+        verbose = 0 if distributed.is_silent() else verbose
         env = maybe_make_env(env, verbose)
         if hasattr(env, "observation_space"):
             alias = policy if isinstance(policy, str) else ""
@@ -599,7 +605,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         Load parameters from a zip-file or a dictionary, as in SB3. Only tensors are read: no code that a file may hold is run.
 
         :param load_path_or_dict: The zip-file, or what :meth:`get_parameters` returned
-        :param exact_match: Whether every parameter must be given
+        :param exact_match: Whether every parameter must be given. If not, it may be a file of PPO: an MLP actor and the MLP of
+            its critic go on from there
         :param device: Device to load to
         :raises ValueError: If they belong to a network with other arguments; the message says which
         """
@@ -607,8 +614,10 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             given = {"policy_kwargs": self.policy_kwargs, "aux_loss": self.aux_loss}
             check_same_network(stored_network(load_path_or_dict), given, self.policy_class)
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        if exact_match and "policy" in load_path_or_dict:
-            check_same_parameters(load_path_or_dict["policy"], self.policy.state_dict())
+        if "policy" in load_path_or_dict:
+            check_same_parameters(load_path_or_dict["policy"], self.policy.state_dict(), exact_match)
+        if not exact_match:
+            load_path_or_dict = without_other_optimizer(load_path_or_dict, self.get_parameters())
         super().set_parameters(load_path_or_dict, exact_match, device)
 
 

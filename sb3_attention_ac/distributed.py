@@ -37,6 +37,11 @@ def is_launched() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def is_silent() -> bool:
+    """:return: Whether another process prints what there is to print, also before they have joined"""
+    return is_launched() and int(os.environ["RANK"]) > 0
+
+
 def start(device: th.device) -> None:
     """
     Join the processes that ``torchrun`` has started, if it has.

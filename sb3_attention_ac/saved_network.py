@@ -1,6 +1,7 @@
 """Whether a file holds the parameters of the same network, said in words before PyTorch says it in shapes."""
 
 import json
+import warnings
 import zipfile
 from collections.abc import Mapping
 from numbers import Number
@@ -20,16 +21,18 @@ class OtherNetworkError(ValueError, RuntimeError):
     """Parameters of another network: a RuntimeError as well, as PyTorch and so PPO raises for them"""
 
 
-def check_same_parameters(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def check_same_parameters(stored: Mapping[str, Any], own: Mapping[str, Any], exact_match: bool) -> None:
     """
     :param stored: Parameters in a file
     :param own: Parameters of the policy here
+    :param exact_match: Whether all have to be in both
     :raises OtherNetworkError: If they are of different networks; the message says where
     """
+    names = [*own, *(name for name in stored if name not in own)]
     differences = [
         f"{name}: {_shape(stored, name)} in the file, {_shape(own, name)} here"
-        for name in [*own, *(name for name in stored if name not in own)]
-        if _shape(stored, name) != _shape(own, name)
+        for name in names
+        if (exact_match or (name in own and name in stored)) and _shape(stored, name) != _shape(own, name)
     ]
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -37,6 +40,22 @@ def check_same_parameters(stored: Mapping[str, Any], own: Mapping[str, Any]) -> 
             f"The parameters are those of another network: {'; '.join(differences[:3])}{more}. Use the policy_kwargs and "
             "aux_loss that the file was made with."
         )
+
+
+def without_other_optimizer(parameters: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What can be loaded of some parameters: moments of an optimizer with other parameters, as PPO's, are of no use.
+
+    :param parameters: State dictionaries by name, as :meth:`get_parameters` returns them
+    :param own: Those of the model here
+    :return: Those without the state of another network's optimizer
+    """
+    name = "policy.optimizer"
+    sizes = [[len(group["params"]) for group in given[name]["param_groups"]] for given in (parameters, own) if name in given]
+    if len(sizes) < 2 or sizes[0] == sizes[1]:
+        return dict(parameters)
+    warnings.warn(f"The state of {name} is another network's and was not loaded: the optimizer keeps its own.", stacklevel=3)
+    return {key: value for key, value in parameters.items() if key != name}
 
 
 def _shape(parameters: Mapping[str, Any], name: str) -> str:

@@ -117,6 +117,11 @@ def statistics(folder: Path, what: str) -> dict[str, Any]:
     return found
 
 
+def quiet(folder: Path, what: str) -> dict[str, Any]:
+    """With SB3's messages; a second model of a process that has joined already"""
+    return {"verbose": [make_model("mlp", 2, verbose=1).verbose for _ in range(2)]}
+
+
 def progress(folder: Path, what: str) -> dict[str, Any]:
     """Where the progress bar ends, by the argument and as a callback; with a function as callback beside it"""
     bars: list[Any] = []
@@ -203,6 +208,7 @@ if __name__ == "__main__":
         "helpers": helpers,
         "leave": leave,
         "progress": progress,
+        "quiet": quiet,
         "statistics": statistics,
     }
     rank = os.environ["RANK"]

@@ -160,6 +160,13 @@ def test_the_progress_bar_counts_the_steps_of_all(tmp_path):
     assert first["bars"] == [(128, 128)] * 4 and second["bars"] == []
 
 
+def test_rank_0_alone_prints(tmp_path):
+    done = torchrun(tmp_path, "quiet")
+    assert done.stdout.count("Using cpu device") == 2, done.stdout
+    first, second = (th.load(tmp_path / f"{rank}.pt")["verbose"] for rank in range(2))
+    assert (first, second) == ([1, 1], [0, 0])
+
+
 def test_parameters_that_differ_are_noticed(tmp_path):
     done = torchrun(tmp_path, "stop", "change")
     assert done.returncode != 0 and "The parameters of ranks 0 to 1 are no longer the same" in done.stderr

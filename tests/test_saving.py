@@ -150,6 +150,30 @@ def test_another_algorithms_file_is_said_to_be_one(tmp_path, network):
         model.set_parameters(tmp_path / "ppo.zip")
 
 
+def test_goes_on_from_an_agent_of_ppo(tmp_path):
+    """``exact_match=False``: same actions and values as PPO's, a new optimizer, and what PPO lacks stays as it was"""
+    ppo = PPO("MlpPolicy", random_env(), n_steps=8, batch_size=8).learn(16)
+    ppo.save(tmp_path / "ppo.zip")
+    obs = th.randn(5, *ppo.observation_space.shape)
+    for given in (tmp_path / "ppo.zip", ppo.get_parameters()):
+        model = AAC("MlpPolicy", random_env(), policy_kwargs=TINY, **SMALL)
+        attention = [p.clone() for p in model.policy.critic_network.encoder.parameters()]
+        with pytest.warns(UserWarning, match="policy.optimizer is another network's and was not loaded"):
+            model.set_parameters(given, exact_match=False)
+        th.testing.assert_close(model.policy.predict_values(obs), ppo.policy.predict_values(obs))
+        latents = [agent.policy.get_distribution(obs).distribution.logits for agent in (model, ppo)]
+        th.testing.assert_close(*latents)
+        assert all(map(th.equal, model.policy.critic_network.encoder.parameters(), attention))
+        model.learn(16)
+
+
+def test_some_parameters_of_another_shape_are_named(tmp_path):
+    PPO("MlpPolicy", random_env(), n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}).save(tmp_path / "ppo.zip")
+    model = AAC("MlpPolicy", random_env(), policy_kwargs=TINY, **SMALL)
+    with pytest.raises(ValueError, match=r"policy_net.0.weight: \[4, "):
+        model.set_parameters(tmp_path / "ppo.zip", exact_match=False)
+
+
 def test_parameters_in_a_dictionary_are_checked_as_those_of_a_file():
     model = AAC("MlpPolicy", random_env(), policy_kwargs={**TINY, "d_model": 16}, **SMALL)
     with pytest.raises(ValueError, match="The parameters are those of another network"):
