@@ -5,7 +5,8 @@ Tables and pictures for the docs, made of the results of the suites (``benchmark
 
 writes ``<suite>.md`` and ``<suite>.png`` for each suite into that folder. Where a suite has a file ``published.csv``
 (``environment`` and columns of one's own), its columns stand beside the best of training; where it has a file ``pairs.csv``
-(``algorithm`` and ``other``), the page has their probabilities of improvement too.
+(``algorithm`` and ``other``), the page has their probabilities of improvement too; where it has a file ``thresholds.csv``
+(``environment`` and ``threshold``), the page says after how many steps they are reached, for the runs whose curve is recorded.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import pandas as pd
 from sb3_attention_ac.compare.figures import task_intervals
 from sb3_attention_ac.compare.scores import lowest
 from sb3_attention_ac.compare.statistics import improvements, per_task, score_matrices
-from sb3_attention_ac.compare.suites import read_results
+from sb3_attention_ac.compare.suites import read_curve, read_results
 from sb3_attention_ac.compare.texts import BOLD, Table, task_table
 
 SUITES = Path(__file__).parent
@@ -75,6 +76,8 @@ def page_text(file: Path) -> str:
     ]
     if (pairs := file.with_name("pairs.csv")).exists():
         lines.append(improvement_table(runs, pairs).markdown())
+    if (thresholds := file.with_name("thresholds.csv")).exists():
+        lines.append(threshold_table(runs, thresholds).markdown())
     return "\n\n".join(lines)
 
 
@@ -129,6 +132,29 @@ def improvement_table(runs: pd.DataFrame, pairs: Path) -> Table:
         f"environments, {n_seeds} seeds each; in brackets its 95 % bootstrap interval over seeds. Bold: it is above one half."
     )
     return Table("Probability of improvement", note, ["", *(SCORES[column][0] for column in columns)], rows, frozenset(best))
+
+
+def threshold_table(runs: pd.DataFrame, thresholds: Path) -> Table:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.suites.result_rows`
+    :param thresholds: File with the threshold of each environment
+    :return: One row per environment: after how many steps each algorithm is at its threshold
+    """
+    wanted = pd.read_csv(thresholds, index_col="environment")["threshold"]
+    known = runs.dropna(subset="curve")
+    known = known[known["environment"].isin(wanted.index)]
+    steps = [
+        next((point for point, score in read_curve(run["curve"]) if score >= wanted[run["environment"]]), run["steps"])
+        for run in known.to_dict("records")
+    ]
+    labels = {name: f"{name}: {threshold:g}" for name, threshold in wanted.items()}
+    named = known.assign(steps_to_threshold=steps, environment=known["environment"].map(labels))
+    note = (
+        "Steps until the first evaluation at the threshold or above; runs that never are there count with all their steps. "
+        "Mean over seeds and 95 % bootstrap interval; fewer are better."
+    )
+    table = task_table(named, "steps_to_threshold", "Steps to a threshold", note)
+    return _with_extent(replace(table, best=frozenset()), named)
 
 
 def _with_published(table: Table, file: Path) -> Table:

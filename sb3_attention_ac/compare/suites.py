@@ -20,7 +20,7 @@ from sb3_attention_ac.compare.yaml_files import read_mapping
 
 SUITE_FILE = "suite.yml"
 KEY = ["environment", "algorithm", "seed"]
-COLUMNS = [*KEY, "steps", "final", "best_evaluation", "best_training", "diverged", "evaluations", "episodes"]
+COLUMNS = [*KEY, "steps", "final", "best_evaluation", "best_training", "diverged", "evaluations", "episodes", "curve"]
 COLUMNS += ["train_seconds", "processor", "settings", "versions"]
 # Arguments of the command that a suite may set, and what they are
 ARGUMENTS: dict[str, type] = {
@@ -120,8 +120,8 @@ def result_rows(results: Sequence[Result]) -> pd.DataFrame:
     :param results: Finished runs
     :return: One row per run: environment, algorithm, seed, steps; final (mean return of the last evaluation), best_evaluation
         and best_training (highest mean return of an evaluation, and of the training episodes between two of them), diverged,
-        evaluations (those after training has begun), episodes (of each); train_seconds and the processor it took them on;
-        settings (equal for equal hyperparameters and protocol) and versions
+        evaluations (those after training has begun), episodes (of each); curve (steps:score of each evaluation, with spaces);
+        train_seconds and the processor it took them on; settings (equal for equal hyperparameters and protocol) and versions
     """
     rows: list[dict[str, Any]] = []
     for result in results:
@@ -139,6 +139,7 @@ def result_rows(results: Sequence[Result]) -> pd.DataFrame:
                 "diverged": result.diverged,
                 "evaluations": result.job.protocol.evaluations,
                 "episodes": result.job.protocol.episodes,
+                "curve": " ".join(f"{evaluation.steps}:{evaluation.score:.6g}" for evaluation in result.evaluations),
                 "train_seconds": result.train_seconds,
                 "processor": result.provenance.get("hardware", {}).get("processor", ""),
                 "settings": fingerprint(result.job),
@@ -165,6 +166,15 @@ def read_results(path: Path) -> pd.DataFrame:
     if there.duplicated(KEY).any():
         raise CompareError(f"{path} has two rows of one environment, algorithm and seed; correct it, or move it away.")
     return there.reindex(columns=[*COLUMNS, *there.columns.difference(COLUMNS, sort=False)])
+
+
+def read_curve(text: str) -> list[tuple[int, float]]:
+    """
+    :param text: A curve in a file with results
+    :return: Steps and mean return of each evaluation
+    """
+    points = (point.partition(":") for point in text.split())
+    return [(int(steps), float(score)) for steps, _, score in points]
 
 
 def fingerprint(job: Job) -> str:
