@@ -216,8 +216,8 @@ def test_row_of_a_run() -> None:
     (row,) = result_rows([replace(result, evaluations=tuple(training), provenance=provenance)]).to_dict("records")
     assert row == {
         "environment": "A", "algorithm": "good", "seed": 3, "steps": 100, "final": 2.0, "best_evaluation": 5.0,
-        "best_training": 1.5, "diverged": False, "evaluations": 2, "episodes": 2, "curve": "0:0 50:5 100:2", "train_seconds": 2.0,
-        "processor": "a chip", "settings": fingerprint(result.job), "versions": "python=3 git=abc",
+        "best_training": 1.5, "diverged": False, "evaluations": 2, "episodes": 2, "curve": "0:0 50:5 100:2",
+        "train_seconds": 2.0, "processor": "a chip", "settings": fingerprint(result.job), "versions": "python=3 git=abc",
     }  # fmt: skip
 
 
@@ -413,11 +413,11 @@ def test_steps_to_a_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     results.append(make_result("good", "A", 2, (0.0, math.nan, 6.0)))
     update_results(tmp_path / "some" / "results.csv", results)
     with (tmp_path / "some" / "results.csv").open("a") as file:
-        file.write("A,old,0,100,7,,,,,,,,,,\n")
+        file.write("A,before,0,100,7,,,,,,,,,,\n")
     (tmp_path / "some" / "thresholds.csv").write_text("environment,threshold\nA,5\nC,0\n")
     text = (pages(monkeypatch, tmp_path) / "some.md").read_text().split("### Steps to a threshold")[1]
     assert "| A: 5 | 66.7 [50, 100] | 100 [100, 100] | 100 | 2 to 3 |" in text
-    assert "old" not in text and "| B" not in text and "| C" not in text
+    assert "before" not in text and "| B" not in text and "| C" not in text
 
 
 def test_published_numbers_stand_beside_the_best_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
