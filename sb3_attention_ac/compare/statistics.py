@@ -128,17 +128,17 @@ def mean_interval(scores: Scores) -> tuple[Scores, Scores, Scores]:
     mean = scores.mean(axis=0)
     if len(scores) < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    means = scores[_resamples(len(scores))].mean(axis=1)
+    means = scores[_resamples(len(scores), 5 * REPETITIONS)].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5], axis=0, method="inverted_cdf")  # few seeds have few means
     return mean, low, high
 
 
 @cache
-def _resamples(n: int) -> npt.NDArray[np.int64]:
+def _resamples(n: int, repetitions: int) -> npt.NDArray[np.int64]:
     """:return: Which of n seeds each resample holds, [n_resamples, n]; every resample there is where there are few seeds"""
     if n <= 5:
         return np.array(list(product(range(n), repeat=n)))
-    return np.random.default_rng(0).integers(n, size=(5 * REPETITIONS, n))
+    return np.random.default_rng(0).integers(n, size=(repetitions, n))
 
 
 def per_task(runs: pd.DataFrame, column: str) -> pd.DataFrame:
