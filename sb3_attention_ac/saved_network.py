@@ -28,11 +28,11 @@ def check_same_parameters(stored: Mapping[str, Any], own: Mapping[str, Any], exa
     :param exact_match: Whether all have to be in both
     :raises OtherNetworkError: If they are of different networks; the message says where
     """
-    names = [*own, *(name for name in stored if name not in own)]
+    names = [*own, *(name for name in stored if name not in own)] if exact_match else [name for name in own if name in stored]
     differences = [
         f"{name}: {_shape(stored, name)} in the file, {_shape(own, name)} here"
         for name in names
-        if (exact_match or (name in own and name in stored)) and _shape(stored, name) != _shape(own, name)
+        if _shape(stored, name) != _shape(own, name)
     ]
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
