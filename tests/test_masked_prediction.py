@@ -344,7 +344,7 @@ def test_logged_beside_their_baselines(aux_loss):
 @pytest.mark.parametrize(
     ("env_id", "aux_loss", "n_steps"),
     # Steps of a balanced pole look alike: the contrastive loss has a task where they do not
-    [("Pendulum-v1", "contrastive", 40_960), ("CartPole-v1", "value", 20_480), ("Pendulum-v1", "prediction", 81_920)],
+    [("Pendulum-v1", "contrastive", 81_920), ("CartPole-v1", "value", 20_480), ("Pendulum-v1", "prediction", 163_840)],
 )
 def test_learns_to_predict_held_out_trajectories(env_id, aux_loss, n_steps):
     """On episodes that nothing was learned from, each loss is under its baseline."""
