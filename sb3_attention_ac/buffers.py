@@ -314,6 +314,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         windows.previous_rewards[:, -1:] = data.rewards[last, env]
         windows.episode_starts[:, -1] = False
         windows.ages[:, -1] += 1
+        if windows.noise_ids is not None:
+            windows.noise_ids[:, -1] += 1  # no action with the last one follows: nothing has to be hidden
         return windows if data.landmarks is None else windows.after(self._landmarks_after(last, env))
 
     def _landmarks_after(self, last: th.Tensor, env: th.Tensor) -> TrajectoryWindows:

@@ -69,11 +69,12 @@ class RolloutTensors(NamedTuple):
 def stored_dtype(space: spaces.Space[Any]) -> Any:
     """
     :param space: Of observations or actions
-    :return: What to store them as. Integers and truth values of a Box as floats, but for images: VecNormalize makes fractions
-        of them and leaves the space as it is, and so does a Gaussian policy.
+    :return: What to store them as. A Box's integers, truth values and halves as single floats, but for images: VecNormalize
+        and a Gaussian policy make fractions of them, and leave the space as it is.
     """
-    is_whole = isinstance(space, spaces.Box) and (np.issubdtype(space.dtype, np.integer) or space.dtype == np.bool_)
-    return np.float32 if is_whole and not is_image_space(space) else space.dtype
+    dtype = np.dtype(space.dtype)
+    is_coarse = isinstance(space, spaces.Box) and (dtype.kind in "iub" or dtype.itemsize < 4)
+    return np.float32 if is_coarse and not is_image_space(space) else space.dtype
 
 
 class StepStorage:

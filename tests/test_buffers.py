@@ -162,6 +162,7 @@ def test_windows_of_observations_that_were_not_acted_upon(seed):
             assert content(windows, n, k + t) == naive.of(last - buffer.n_context + 1 + t, env)
         obs = number(last, env)
         _, _, _, _, episode, age, noise = naive.of(last, env)
+        noise += windows.noise_ids is not None  # a new one: all that was before is seen
         expected = (-n, (obs + 0.5, -obs), obs + 0.25, False, episode, age + 1, noise)
         assert content(windows, n, k + buffer.n_context) == expected
 

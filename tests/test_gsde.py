@@ -1,5 +1,7 @@
 """gSDE holds its noise for some steps: who knows it knows the next action's, and may be no baseline for it."""
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from test_run import SMALL, TINY, random_env
 from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, noisy
 
 from sb3_attention_ac import AAC
+from sb3_attention_ac.rollout_values import evaluate_rollout
 
 FEW = settings(max_examples=8, deadline=None)
 
@@ -111,6 +114,45 @@ class Blind(Echo):
 
     def shown(self, action) -> np.ndarray:
         return np.zeros_like(action)
+
+
+class Endless(Echo):
+    """No episode ends"""
+
+    def step(self, action):
+        obs, reward, _, _, info = super().step(action)
+        return obs, reward, False, False, info
+
+
+@pytest.mark.parametrize("sample_freq", [-1, 3])
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_a_rollout_ends_with_the_value_of_the_next_ones_first_step(memory_actor, sample_freq):
+    """No action under the old noise follows, so all steps are seen, as by the step that follows under a new one."""
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    class Values(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            rollout = evaluate_rollout(self.model.policy, self.model.rollout_buffer, self.locals["new_obs"])
+            pairs.append((rollout.values[0], rollout.last.values.numpy()))
+
+    model = AAC(
+        "MlpPolicy", DummyVecEnv([Endless] * 3), n_steps=8, batch_size=24, n_epochs=1, use_sde=True, seed=0, device="cpu",
+        sde_sample_freq=sample_freq, learning_rate=0.0,
+        policy_kwargs={**TINY, "context_length": 5, "memory_actor": memory_actor},
+    )  # fmt: skip
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * th.randn_like(parameter))
+    if model.policy.value_gate is not None:
+        model.policy.value_gate.gate.fill_(0.7)
+        model.policy.value_gate.update = lambda *_: None
+    model.learn(4 * 3 * 8, callback=Values())
+    for (_, last), (first, _) in itertools.pairwise(pairs):
+        np.testing.assert_allclose(last, first, atol=1e-5)
+    assert np.ptp([last for _, last in pairs]) > 0.1
 
 
 class Slopes(BaseCallback):

@@ -292,6 +292,13 @@ class TripledPolicy(AttentionActorCriticPolicy):
         self.mlp_extractor.__class__ = Tripled
 
 
+@pytest.mark.parametrize("memory_actor", [False, True])
+def test_a_compiled_mlp_extractor(memory_actor):
+    model = make_model("memory actor" if memory_actor else "MLP actor", aux_loss="contrastive")
+    model.policy.mlp_extractor = th.compile(model.policy.mlp_extractor, backend="eager")
+    model.learn(64)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("policy", [CustomActorCriticPolicy, OtherNamesPolicy, TripledPolicy])
 @pytest.mark.parametrize("aux_loss", [None, ["contrastive", "return"]], ids=str)

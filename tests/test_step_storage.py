@@ -105,6 +105,7 @@ def test_tensors_are_transferred_once():
     [
         (spaces.Box(-1, 1, (3,)), np.float32),
         (spaces.Box(-1, 1, (3,), dtype=np.float64), np.float64),
+        (spaces.Box(-1, 1, (3,), dtype=np.float16), np.float32),  # a Gaussian policy's actions are finer
         (spaces.Box(0, 9, (3,), dtype=np.int64), np.float32),  # VecNormalize makes fractions of them
         (spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8), np.uint8),
         (spaces.Discrete(3), np.int64),

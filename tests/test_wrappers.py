@@ -129,6 +129,23 @@ def test_discrete_actions_with_a_start(action_space, actions):
     np.testing.assert_array_equal(env.given, np.array(actions) + action_space.start)
 
 
+class TakesTheArray(Records):
+    """An environment that works in the array it is given, and whose rewards are arrays"""
+
+    def step(self, action):
+        obs, _, terminated, truncated, info = super().step(action)
+        action *= 0
+        return obs, np.array([0.5]), terminated, truncated, info
+
+
+def test_the_previous_action_is_the_one_that_was_given():
+    env = PreviousActionReward(TakesTheArray(spaces.Box(-1.0, 1.0, (2,))))
+    env.reset()
+    obs = env.step(np.full(2, 0.5, np.float32))[0]
+    assert env.observation_space.contains(obs)
+    assert obs["previous_action"].tolist() == [0.5, 0.5] and obs["previous_reward"].tolist() == [0.5]
+
+
 @pytest.mark.parametrize("wrap", [VecPreviousActionReward, lambda vec: vec], ids=["vec", "single"])
 def test_a_memory_actor_acts_from_the_start_on(wrap):
     space = spaces.Discrete(3, start=5)

@@ -59,6 +59,7 @@ def with_actor(mlp_extractor: Any, actor: Any) -> Any:
 
 def as_module(mlp_extractor: nn.Module, name: str, method: str) -> nn.Module:
     """:return: An MLP as a module, also where it is a method of a user-defined extractor"""
+    mlp_extractor = getattr(mlp_extractor, "_orig_mod", mlp_extractor)  # of torch.compile: it shows forward() alone
     if getattr(type(mlp_extractor), method) is getattr(MlpExtractor, method):
         mlp: nn.Module = getattr(mlp_extractor, name)
         return mlp

@@ -99,15 +99,10 @@ class PreviousActionReward(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils
         :param action: The action
         :return: The observation with this action and its reward, and what else the environment returned
         """
+        previous_action = self._extension.encode(action)  # before the environment can change the array
         obs, reward, terminated, truncated, info = self.env.step(action)
-        previous_reward = np.array([reward], dtype=np.float32)
-        return (
-            self._extension.extend(obs, self._extension.encode(action), previous_reward),
-            reward,
-            terminated,
-            truncated,
-            info,
-        )
+        previous_reward = np.asarray(reward, dtype=np.float32).reshape(1)
+        return self._extension.extend(obs, previous_action, previous_reward), reward, terminated, truncated, info
 
 
 class VecPreviousActionReward(VecEnvWrapper):
