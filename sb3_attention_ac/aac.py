@@ -21,11 +21,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_attention_ac import distributed
+from sb3_attention_ac import distributed, minibatch_sizes
 from sb3_attention_ac.argument_names import explain_unexpected_argument, with_checked_names
 from sb3_attention_ac.auxiliary.recent_trajectories import RecentTrajectories
 from sb3_attention_ac.auxiliary.targets import resolve_aux_loss
-from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.losses import NotFiniteError
 from sb3_attention_ac.networks.distributions import forbids_actions
 from sb3_attention_ac.optim import QuickAdam, clip_gradients
@@ -265,8 +265,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
         chunk_length = self.rollout_buffer.chunk_length if self.policy.memory_actor else None
-        assert self.batch_size is not None
-        warn_about_batch_size(self.batch_size, self.n_steps, self.n_envs, chunk_length)
+        if self.batch_size is not None and self.batch_size != self._default_batch_size:
+            warn_about_batch_size(self.batch_size, self.n_steps, self.n_envs, chunk_length)
         self._maybe_recommend_cpu("AttentionActorCriticPolicy")
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -307,12 +307,11 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             check_integers({"sde_sample_freq": (self.sde_sample_freq, 1)})
         check_auxiliary(targets, self.aux_coef, architecture)
         if self.batch_size is None or (self.env is not None and self.batch_size == self._default_batch_size):
-            rollout = self.n_steps * (1 if self.env is None else self.n_envs)
-            self.batch_size = architecture.default_batch_size
-            if self.policy.memory_actor:  # whole windows
+            self.batch_size, n_known = architecture.default_batch_size, 1 if self.env is None else self.n_envs
+            if self.policy.memory_actor:
                 longest = self.rollout_buffer_kwargs.get("chunk_length", self.policy.chunk_length)
-                window = equal_chunks(self.n_steps, longest)
-                self.batch_size = max(min(self.batch_size, rollout) // window, 1) * window
+                length = minibatch_sizes.chunk_length(self.n_steps, longest)
+                self.batch_size = minibatch_sizes.whole_chunks(self.batch_size, self.n_steps, n_known, length)
             self._default_batch_size = self.batch_size
         if self.aux_loss == "auto":
             self.aux_loss = list(targets) or None

@@ -4,7 +4,6 @@ The trajectory rollout buffer: transitions go in step by step, shuffled transiti
 No hidden states are stored, so none goes stale: what a window needs is recomputed from raw steps.
 """
 
-import math
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -16,6 +15,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_attention_ac import minibatch_sizes
 from sb3_attention_ac.gae import generalized_advantages
 from sb3_attention_ac.landmarks import LandmarkStorage, check_rule, landmarks_after
 from sb3_attention_ac.step_storage import RolloutTensors, StepStorage
@@ -34,8 +34,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     :param gamma: Discount factor
     :param n_envs: Number of parallel environments
     :param n_context: How many steps before a chunk of steps are handed out as its context, at least 0
-    :param chunk_length: How many consecutive steps of a rollout are handed out together at most, at least 1. Chunks are made
-        as equal as can be: the steps of a much shorter one would weigh more, as its minibatches are smaller.
+    :param chunk_length: How many consecutive steps of a rollout are handed out together at most, at least 1. Chunks are of
+        one length, or as equal as can be: the steps of a much shorter one would weigh more, as its minibatches are smaller.
     :param held_noise: Whether actions are sampled with noise that is held for some steps (gSDE), see :meth:`start_noise`
     :param n_landmarks: How many earlier steps of its episode are put before each window, at least 0
     :param landmark_rule: Which ones: "first", or "surprise" (:meth:`add` is then told how unexpected each step was)
@@ -90,7 +90,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         Start a new rollout; the last steps of the one before stay as context, unless ``buffer_size`` or ``n_envs`` have been
         changed.
         """
-        self.chunk_length = equal_chunks(self.buffer_size, self.longest_chunk)
+        self.chunk_length = minibatch_sizes.chunk_length(self.buffer_size, self.longest_chunk)
         self.n_history = self.n_context + 1 + (self.chunk_length if self.n_landmarks > 0 else 0)
         sizes = (self.n_history, self.buffer_size, self.n_envs)
         if self._storage is None or self._storage.sizes != sizes:
@@ -405,15 +405,6 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
 def _copy(own: np.ndarray, given: np.ndarray) -> None:
     if not np.may_share_memory(own, given):
         np.copyto(own, given)
-
-
-def equal_chunks(n_steps: int, longest: int) -> int:
-    """
-    :param n_steps: Steps of a rollout
-    :param longest: How long a chunk may be
-    :return: The length of chunks that are as equal as can be
-    """
-    return math.ceil(n_steps / math.ceil(n_steps / longest))
 
 
 def _as_sb3s(samples: TransitionSamples) -> RolloutBufferSamples:

@@ -7,6 +7,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
+from sb3_attention_ac.minibatch_sizes import whole_chunks
 from sb3_attention_ac.validation import check_integers
 
 # Where buffer and policy differ, training sees what acting does not
@@ -103,21 +104,20 @@ def warn_about_batch_size(batch_size: int, n_steps: int, n_envs: int, chunk_leng
     :param n_envs: Number of environments
     :param chunk_length: Steps that are kept together (memory actor), None if transitions are shuffled one by one
     """
-    if chunk_length is not None and batch_size % chunk_length != 0:
-        warnings.warn(
-            f"batch_size={batch_size} is not a multiple of {chunk_length}: a memory actor's minibatches are whole chunks of "
-            f"{chunk_length} steps, so {max(batch_size // chunk_length, 1) * chunk_length} transitions are used instead.",
-            stacklevel=5,
+    n_transitions, length = n_steps * n_envs, chunk_length or 1
+    used = max(batch_size // length, 1) * length
+    rollout = f"n_steps * n_envs = {n_transitions} (n_steps={n_steps} and n_envs={n_envs})"
+    if batch_size > n_transitions:
+        message = f"batch_size={batch_size} is more than {rollout}: each epoch has one minibatch with all of them."
+    elif used != batch_size:
+        message = (
+            f"batch_size={batch_size} is not a multiple of {length}: a memory actor's minibatches are whole chunks of "
+            f"{length} steps, so {used} transitions are used instead."
         )
-    elif batch_size > n_steps * n_envs:
-        warnings.warn(
-            f"batch_size={batch_size} is more than n_steps * n_envs = {n_steps * n_envs} "
-            f"(n_steps={n_steps} and n_envs={n_envs}): each epoch has one minibatch with all of them.",
-            stacklevel=5,
-        )
-    elif n_steps * n_envs % batch_size != 0:
-        warnings.warn(
-            f"batch_size={batch_size} is not a factor of n_steps * n_envs = {n_steps * n_envs} "
-            f"(n_steps={n_steps} and n_envs={n_envs}): the last minibatch of each epoch will be smaller.",
-            stacklevel=5,
-        )
+    elif n_transitions % batch_size != 0:
+        message = f"batch_size={batch_size} is not a factor of {rollout}: the last minibatch of each epoch will be smaller."
+    else:
+        return
+    fitting = whole_chunks(batch_size, n_steps, n_envs, length)
+    advice = f" Without this warning: batch_size={fitting}." if n_transitions % fitting == 0 and fitting != batch_size else ""
+    warnings.warn(message + advice, stacklevel=5)

@@ -298,9 +298,11 @@ def check_spaces(
     for space in parts if policy in ("CnnPolicy", "MultiInputPolicy") else ():
         # The smallest of the three numbers is that of the channels
         if is_image_space(space, check_channels=False) and sorted(space.shape or ())[1] < SMALLEST_IMAGE:
+            flattened = ", or return it as float32: a Dict's floats are flattened" if is_dict else ""
             raise ValueError(
                 f"The image {space.shape} is too small for {policy!r}, whose NatureCNN needs {SMALLEST_IMAGE} x "
-                f"{SMALLEST_IMAGE} pixels: give policy_kwargs=dict(features_extractor_class=...) (docs/guide/images.md)."
+                f"{SMALLEST_IMAGE} pixels: give policy_kwargs=dict(features_extractor_class=...) (docs/guide/images.md)"
+                f"{flattened}."
             )
 
 

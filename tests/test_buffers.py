@@ -5,7 +5,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_attention_ac.buffers import TrajectoryRolloutBuffer, equal_chunks
+from sb3_attention_ac.buffers import TrajectoryRolloutBuffer
 from sb3_attention_ac.step_storage import NO_EPISODE
 
 NUMBERS = spaces.Box(-1e6, 1e6, (1,))
@@ -195,15 +195,6 @@ def test_context_before_anything_happened():
 
 
 # --- chunks ---
-
-
-@pytest.mark.parametrize(
-    ("n_steps", "longest", "expected"),
-    [(10, 5, 5), (10, 4, 4), (10, 6, 5), (11, 10, 6), (10, 10, 10), (10, 100, 10), (7, 1, 1), (1, 1, 1), (64, 33, 32)],
-)
-def test_equal_chunks(n_steps, longest, expected):
-    assert equal_chunks(n_steps, longest) == expected
-    assert make(n_steps, chunk_length=longest).chunk_length == expected
 
 
 @pytest.mark.parametrize(
