@@ -597,7 +597,8 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         Get actions from observations, and for a memory actor the state to pass to the next call.
 
         :param observation: One observation, or one per environment
-        :param state: What the last call returned; None to start without a past
+        :param state: What the last call returned; None to start without a past (with masks: or to go on, where
+            ``episode_start`` says that episodes do, as contrib's ``evaluate_policy`` does not pass it on)
         :param episode_start: Whether each observation is the first of its episode; None: none is. Without a state all are
         :param deterministic: Whether or not to return deterministic actions
         :param action_masks: True where an action is allowed, [N, mask_dim] or any shape with as many entries
