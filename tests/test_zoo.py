@@ -35,7 +35,8 @@ RL_ZOO = Path(exp_manager.__file__).parent
 HYPERPARAMS: dict[str, dict[str, Any]] = yaml.safe_load(zoo.hyperparams_path().read_text())
 # Packages that listed environments need but which not everybody has
 PACKAGES = {"CarRacing": "cv2", "Bullet": "pybullet_envs_gymnasium", "MiniGrid": "minigrid", "popgym": "popgym"}
-PACKAGES |= {"TMaze": "sb3_attention_ac.envs"}
+MISSING_SENSORS = ["FailingSensors", "PositionOnly-v5", "VelocityOnly-v5"]
+PACKAGES |= dict.fromkeys(["TMaze", *MISSING_SENSORS], "sb3_attention_ac.envs")
 # Fully observable, with a memory actor because that was found to be better there
 MEMORY_WITHOUT_NEED = ("MountainCarContinuous-v0",)
 NEEDS_NUMPY_2 = pytest.mark.skipif(np.__version__ < "2", reason="the agents were saved with NumPy 2")
@@ -170,7 +171,7 @@ def test_section_parses(env_id):
     assert isinstance(policy_kwargs, dict)
     images = "atari" in env_id or "CarRacing" in env_id
     assert hyperparams["policy"] == ("CnnPolicy" if images else "MlpPolicy")
-    needs_memory = any(word in env_id for word in ["NoVel", "popgym", "Memory", "TMaze"])
+    needs_memory = any(word in env_id for word in ["NoVel", "popgym", "Memory", "TMaze", *MISSING_SENSORS])
     assert policy_kwargs.get("memory_actor", False) == (needs_memory or env_id in MEMORY_WITHOUT_NEED)
 
 
