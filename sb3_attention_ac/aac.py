@@ -306,18 +306,18 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if self.sde_sample_freq != -1:
             check_integers({"sde_sample_freq": (self.sde_sample_freq, 1)})
         check_auxiliary(targets, self.aux_coef, architecture)
-        if self.batch_size is None or (self.env is not None and self.batch_size == self._default_batch_size):
-            self.batch_size, n_known = architecture.default_batch_size, 1 if self.env is None else self.n_envs
+        n_envs = None if self.env is None else self.n_envs
+        if self.batch_size is None or (n_envs is not None and self.batch_size == self._default_batch_size):
+            self.batch_size = architecture.default_batch_size
             if self.policy.memory_actor:
                 longest = self.rollout_buffer_kwargs.get("chunk_length", self.policy.chunk_length)
                 length = minibatch_sizes.chunk_length(self.n_steps, longest)
-                self.batch_size = minibatch_sizes.whole_chunks(self.batch_size, self.n_steps, n_known, length)
+                self.batch_size = minibatch_sizes.whole_chunks(self.batch_size, self.n_steps, n_envs or 1, length)
             self._default_batch_size = self.batch_size
         if self.aux_loss == "auto":
             self.aux_loss = list(targets) or None
         if self.aux_coef is None and targets:
             self.aux_coef = NEXT_STEP_COEF if targets == ("next_step",) else MASKED_COEF
-        n_envs = None if self.env is None else self.n_envs
         check_rollout(self.batch_size, self.n_steps, n_envs, self.normalize_advantage, self.rollout_buffer_class)
 
     def _excluded_save_params(self) -> list[str]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
+from test_own_modules import perturb
 from test_run import SMALL, TINY, random_env
 from trajectories import ACTION_SPACES, fill, make_buffer, make_policy, noisy
 
@@ -143,12 +144,7 @@ def test_a_rollout_ends_with_the_value_of_the_next_ones_first_step(memory_actor,
         sde_sample_freq=sample_freq, learning_rate=0.0,
         policy_kwargs={**TINY, "context_length": 5, "memory_actor": memory_actor},
     )  # fmt: skip
-    with th.no_grad():
-        for parameter in model.policy.parameters():
-            parameter.add_(0.3 * th.randn_like(parameter))
-    if model.policy.value_gate is not None:
-        model.policy.value_gate.gate.fill_(0.7)
-        model.policy.value_gate.update = lambda *_: None
+    perturb(model.policy)
     model.learn(4 * 3 * 8, callback=Values())
     for (_, last), (first, _) in itertools.pairwise(pairs):
         np.testing.assert_allclose(last, first, atol=1e-5)

@@ -1,9 +1,9 @@
 """Chunks of one length and minibatches of one size, wherever the rollout allows it."""
 
-import itertools
 import warnings
 
 import pytest
+from test_buffers import make
 from test_run import SMALL, TINY, random_env
 
 from sb3_attention_ac import AAC
@@ -19,6 +19,7 @@ from sb3_attention_ac.minibatch_sizes import chunk_length, whole_chunks
 )  # fmt: skip
 def test_length_of_chunks(n_steps, longest, expected):
     assert chunk_length(n_steps, longest) == expected
+    assert make(n_steps, chunk_length=longest).chunk_length == expected
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ def test_length_of_chunks(n_steps, longest, expected):
         (256, 16, 2, 16, 32),  # the whole rollout
         (10, 64, 4, 32, 32),  # one chunk at least
         (256, 11, 2, 6, 12),  # chunks of 6 and 5: no size fits
+        (18, 11, 4, 6, 18),  # likewise, so the largest
         (96, 64, 7, 32, 64),  # of 14 chunks two, not three
         (160, 32, 7, 32, 160),  # of 7 chunks five: one is too few
         (64, 100, 10, 1, 50),
@@ -54,15 +56,15 @@ def test_defaults_do_not_warn(context_length, n_steps, n_envs):
     assert model.batch_size % model.policy.chunk_length == 0
 
 
-@pytest.mark.parametrize(("n_steps", "n_envs"), [(128, 4), (40, 16)])
-@pytest.mark.parametrize("batch_size", [30, 64, 96, 100, 250, 5000])
-def test_the_size_that_a_warning_names_does_not_warn(batch_size, n_steps, n_envs):
-    for context_length, size in itertools.product([20, 48], [batch_size]):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            memory_actor(context_length, n_steps, n_envs, size)
-        if caught:
-            assert len(caught) == 1 and "Without this warning: batch_size=" in str(caught[0].message)
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                memory_actor(context_length, n_steps, n_envs, int(str(caught[0].message).split("batch_size=")[-1][:-1]))
+@pytest.mark.parametrize(
+    ("batch_size", "n_steps", "n_envs"),
+    [(size, *rollout) for size in (30, 96, 100, 250, 5000) for rollout in ((128, 4), (40, 16))] + [(64, 40, 16)],
+)
+@pytest.mark.parametrize("context_length", [20, 48])
+def test_the_size_that_a_warning_names_does_not_warn(batch_size, context_length, n_steps, n_envs):
+    with pytest.warns(UserWarning, match=r"Without this warning: batch_size=\d+\.$") as caught:
+        memory_actor(context_length, n_steps, n_envs, batch_size)
+    (warning,) = caught
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory_actor(context_length, n_steps, n_envs, int(str(warning.message).split("batch_size=")[-1][:-1]))

@@ -296,7 +296,8 @@ def test_an_image_too_small_for_the_default_network(policy):
         image = spaces.Box(0, 255, (3, side, side), np.uint8)
         return DummyVecEnv([env_of(spaces.Discrete(2), image if policy == "CnnPolicy" else spaces.Dict({"image": image}))])
 
-    with pytest.raises(ValueError, match=r"image \(3, 35, 35\) is too small for .*, whose NatureCNN needs 36 x 36") as error:
+    message = r"image \(3, 35, 35\) is too small for .*, whose NatureCNN needs 36 x 36 pixels"
+    with pytest.raises(ValueError, match=message) as error:
         make(of(35), policy=policy)
     assert ("return it as float32" in str(error.value)) == (policy == "MultiInputPolicy")
     make(of(36), policy=policy)
