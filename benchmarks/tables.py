@@ -5,8 +5,10 @@ Tables and pictures for the docs, made of the results of the suites (``benchmark
 
 writes ``<suite>.md`` and ``<suite>.png`` for each suite into that folder. Where a suite has a file ``published.csv``
 (``environment`` and columns of one's own), its columns stand beside the best of training; where it has a file ``pairs.csv``
-(``algorithm`` and ``other``), the page has their probabilities of improvement too; where it has a file ``thresholds.csv``
-(``environment`` and ``threshold``), the page says after how many steps they are reached, for the runs whose curve is recorded.
+(``algorithm`` and ``other``), the page has their probabilities of improvement too; where it has a file ``differences.csv``
+(likewise, or ``suite/algorithm``), how much higher the one ends than the other, paired by seed; where it has a file
+``thresholds.csv`` (``environment`` and ``threshold``), the page says after how many steps they are reached, for the runs whose
+curve is recorded.
 """
 
 import argparse
@@ -31,6 +33,11 @@ SCORES = {
         f"Highest mean return of the training episodes between two evaluations, as POPGym's MMER. {MEAN}",
     ),
 }
+
+DIFFERENCE = (
+    "How much higher the one ends than the other with the same seed. Mean over seeds; in brackets its 95 % bootstrap "
+    "interval. Bold: zero is not in it."
+)
 
 
 def main() -> None:
@@ -76,6 +83,8 @@ def page_text(file: Path) -> str:
     ]
     if (pairs := file.with_name("pairs.csv")).exists():
         lines.append(improvement_table(runs, pairs).markdown())
+    if (differences := file.with_name("differences.csv")).exists():
+        lines.append(difference_table(runs, differences).markdown())
     if (thresholds := file.with_name("thresholds.csv")).exists():
         lines.append(threshold_table(runs, thresholds).markdown())
     return "\n\n".join(lines)
@@ -132,6 +141,31 @@ def improvement_table(runs: pd.DataFrame, pairs: Path) -> Table:
         f"environments, {n_seeds} seeds each; in brackets its 95 % bootstrap interval over seeds. Bold: it is above one half."
     )
     return Table("Probability of improvement", note, ["", *(SCORES[column][0] for column in columns)], rows, frozenset(best))
+
+
+def difference_table(runs: pd.DataFrame, differences: Path) -> Table:
+    """
+    :param runs: See :func:`~sb3_attention_ac.compare.suites.result_rows`
+    :param differences: File of pairs of algorithms, of this suite or, as ``suite/algorithm``, of another one
+    :return: One row per environment, one column per pair: how much higher the one ends than the other with the same seed
+    """
+
+    def last_returns(entry: str) -> pd.DataFrame:
+        suite, _, name = entry.rpartition("/")
+        of_suite = read_results(differences.parents[1] / suite / "results.csv") if suite else runs
+        return of_suite[of_suite["algorithm"] == name][["environment", "seed", "final"]]
+
+    parts = []
+    for one, other in pd.read_csv(differences)[["algorithm", "other"]].itertuples(index=False, name=None):
+        both = last_returns(one).merge(last_returns(other), on=["environment", "seed"])
+        name = " minus ".join(entry.rpartition("/")[2] for entry in (one, other))
+        parts.append(both.assign(algorithm=name, difference=both["final_x"] - both["final_y"]))
+    paired = pd.concat(parts)
+    table = task_table(paired, "difference", "Paired by seed", DIFFERENCE)
+    found = per_task(paired, "difference").set_index(["environment", "algorithm"])[["low", "high"]]
+    apart = found[(found["low"] > 0) | (found["high"] < 0)].index
+    best = {(i, k) for i, row in enumerate(table.rows) for k, name in enumerate(table.header) if (row[0], name) in apart}
+    return replace(table, best=frozenset(best))
 
 
 def threshold_table(runs: pd.DataFrame, thresholds: Path) -> Table:

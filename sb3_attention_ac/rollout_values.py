@@ -25,6 +25,7 @@ class RolloutValues(NamedTuple):
     :param mlp_values: V_mlp(s_t), [n_steps, n_envs]; for a memory actor the values
     :param residual: What attention would add to V_mlp(s_t) at a gate of one, [n_steps, n_envs]; zeros for a memory actor, and
         while attention is skipped
+    :param action_advantages: A_att(h_t, a_t) of Q_att, [n_steps, n_envs]; zeros without it
     :param last: Values of the observations after the last step, [n_envs] each
     :param terminal: Values of the observations on which a time limit cut episodes off, in the buffer's order, [number] each
     """

@@ -406,6 +406,22 @@ def test_a_run_that_diverged_counts_as_the_lowest(tmp_path: Path, monkeypatch: p
     assert "| b above a | 0.60 [" in text and "a above c" not in text  # one above, four ties
 
 
+def test_differences_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the algorithms of one suite, or of two; seeds that only one has do not count"""
+    for suite, rows in {
+        "games": [f"{name},{env},{seed},{10 * seed + (name == 'b')}" for name in "ab" for env in "AB" for seed in range(5)],
+        "others": [f"c,A,{seed},{10 * seed + (-2 if seed % 2 else 3)}" for seed in range(1, 7)],
+    }.items():
+        (tmp_path / suite).mkdir()
+        scores = "\n".join(rows)
+        (tmp_path / suite / "results.csv").write_text(f"algorithm,environment,seed,final\n{scores}\n")
+    (tmp_path / "games" / "differences.csv").write_text("algorithm,other\nb,a\na,b\nothers/c,a\n")
+    text = (pages(monkeypatch, tmp_path) / "games.md").read_text().split("### Paired by seed")[1]
+    assert "| environment | b minus a | a minus b | c minus a |" in text
+    assert "| A | **1 [1, 1]** | **-1 [-1, -1]** | 0.5 [-2, 3] |" in text
+    assert "| B | **1 [1, 1]** | **-1 [-1, -1]** | - |" in text
+
+
 def test_steps_to_a_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that stay below count with all their steps; those of files without curves are left out, as what has no threshold"""
     curves = {("good", "A"): (0.0, 5.0, 2.0), ("poor", "A"): (0.0, 4.9, 3.0), ("good", "B"): (9.0, 9.0, 9.0)}
