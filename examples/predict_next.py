@@ -72,6 +72,8 @@ def main() -> None:
         env = VecNormalize.load(args.stats, env)
         env.training = False
     windows = first_episode(collect_trajectory(model, env, None if args.length is None else args.length + 1))
+    if windows.episode_ids.shape[1] < 2:
+        raise SystemExit("The first episode has one step: there is no next one to predict.")
     # The action taken at a step, and what it led to, are written in the step after it
     actions, rewards = windows.previous_actions[:, 1:], windows.previous_rewards[:, 1:]
     features = model.policy.encode_windows(windows, 1).features[:, 1:].detach()

@@ -76,6 +76,12 @@ def _common_seed(given: argparse.Namespace) -> int | None:
     return maximum(secrets.randbelow(2**31))
 
 
+def _silent(arguments: list[str], folder: str) -> list[str]:
+    """:return: Arguments for a process beside rank 0, which keeps no records of its own"""
+    kept = [argument for argument in arguments if argument not in ("-P", "--progress", "--track")]
+    return [*kept, "--log-folder", folder, "--eval-freq", "-1", "--save-freq", "-1", "--tensorboard-log", ""]
+
+
 def main() -> None:
     """Register the algorithm and run the training script of RL Zoo."""
     register()
@@ -86,8 +92,7 @@ def main() -> None:
         if os.environ["RANK"] != "0":
             folder = tempfile.mkdtemp()  # what it writes nobody reads
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            sys.argv += ["--log-folder", folder, "--eval-freq", "-1", "--save-freq", "-1", "--tensorboard-log", ""]
-            sys.argv = [argument for argument in sys.argv if argument not in ("-P", "--progress")]
+            sys.argv = _silent(sys.argv, folder)
             sys.stdout = open(os.devnull, "w")
     rl_zoo3.train.train()
 

@@ -21,7 +21,7 @@ from sb3_attention_ac.compare.jobs import plan
 from sb3_attention_ac.compare.randomness import own_randomness
 from sb3_attention_ac.compare.report import write_report
 from sb3_attention_ac.compare.scores import Reference, load_references, observed, references_for, scale
-from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences, with_own_steps
+from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences, named_with_steps, with_own_steps
 from sb3_attention_ac.compare.statistics import (
     interval,
     iqm,
@@ -112,6 +112,25 @@ def test_environment_with_own_steps() -> None:
         with_own_steps("A-v0=0", PROTOCOL)
     with pytest.raises(CompareError, match="CartPole-v1 was given with 200 and with 300 steps"):
         plan([Variant("ppo", "ppo")], ["CartPole-v1=200", "CartPole-v1=300"], 1, PROTOCOL, "sb3")
+
+
+@pytest.mark.parametrize(("kwargs", "named"), [({"seeds": [0, 1]}, r"seeds=\[0, 1\]"), ({"first_seed": -1}, "first_seed=-1")])
+def test_seeds_are_whole_numbers(kwargs: dict[str, Any], named: str) -> None:
+    with pytest.raises(CompareError, match=f"{named} was given, but it must be a whole number"):
+        plan([Variant("ppo", "ppo")], ["CartPole-v1"], **{"seeds": 2, **kwargs}, protocol=PROTOCOL, source="sb3")
+
+
+def test_seeds_of_training_are_not_those_of_evaluations() -> None:
+    for n_envs, highest in ((1, 9_997), (4, 9_994)):
+        variant = Variant("ppo", "ppo", {"n_envs": n_envs})
+        jobs = plan([variant], ["CartPole-v1"], 3, PROTOCOL, "sb3", first_seed=highest)
+        assert jobs[-1].seed + n_envs == PROTOCOL.evaluation_seed
+        with pytest.raises(CompareError, match=f"with 3 seeds it must be from 0 to {highest}"):
+            plan([variant], ["CartPole-v1"], 3, PROTOCOL, "sb3", first_seed=highest + 1)
+
+
+def test_environments_may_be_mapped_to_steps() -> None:
+    assert named_with_steps({"A-v0": 300, "B-v0": None}) == named_with_steps(["A-v0=300", "B-v0"]) == ["A-v0=300", "B-v0"]
 
 
 def test_seeds_follow_the_first() -> None:
@@ -377,5 +396,7 @@ def test_hyperparameters_arrive_as_they_are_given(hyperparams: dict[str, Any]) -
 
 @pytest.mark.parametrize("name", ["algos", "envs", "variants"])
 def test_a_name_is_no_list(name: str) -> None:
+    with pytest.raises(CompareError, match=r"gym_packages='popgym' was given, .* a tuple: gym_packages=\('popgym',\)"):
+        Protocol(gym_packages="popgym")  # type: ignore[arg-type]
     with pytest.raises(CompareError, match=rf"{name}='ppo' was given, but it must be a list: {name}=\['ppo'\]"):
         compare(**{"algos": ["ppo"], "envs": ["CartPole-v1"], name: "ppo"})

@@ -238,6 +238,11 @@ def test_rewards_are_raw(tmp_path: Path, clock: str) -> None:
         assert result.evaluations[-1].returns[0] == result.evaluations[-1].lengths[0]
 
 
+def test_small_rewards_are_not_rounded(tmp_path: Path, clock: str) -> None:
+    result = evaluated(tmp_path, clock, env_kwargs={"worth": 1e-8}).evaluations[-1]
+    assert result.returns[0] == pytest.approx(1e-8 * result.lengths[0])
+
+
 def test_training_returns_are_kept(tmp_path: Path, clock: str) -> None:
     result = evaluated(tmp_path, clock, env_wrapper=short("TimeLimit", max_episode_steps=4))
     assert result.evaluations[0].training is None
@@ -351,6 +356,18 @@ def test_diverged_runs_stay_in_the_report_in_words(tmp_path: Path) -> None:
     final = text.split("### Final score")[1].split("###")[0]
     (row,) = [line for line in final.splitlines() if line.startswith("| A ")]
     assert "**" not in row.split("|")[2]  # the mean of what is left is not the best
+
+
+def test_a_run_that_diverged_for_a_while_is_named(tmp_path: Path) -> None:
+    """Its last return counts, its curve does not: tables that differ in how many runs they count say why"""
+    results = make_results()
+    first = results[0]
+    evaluations = (first.evaluations[0], replace(first.evaluations[1], returns=(math.inf, 1.0)), first.evaluations[2])
+    page = write_report([replace(first, evaluations=evaluations), *results[1:]], (), REFERENCES, tmp_path, 0.0).report
+    job = first.job
+    assert f"Diverged for a while: 1 of 6 runs of {job.variant} on {job.env} (seed {job.seed}) had" in page.read_text()
+    final, whole = ((tmp_path / "table.md").read_text().split(f"### {name}")[1].split("###")[0] for name in ("Final", "Whole"))
+    assert "diverged" not in final and "(1 of 6 diverged)" in whole
 
 
 def test_an_environment_on_which_everything_diverges_stays_in_the_report(tmp_path: Path) -> None:

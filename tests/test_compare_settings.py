@@ -58,17 +58,27 @@ def test_environment_of_a_missing_package(capsys: pytest.CaptureFixture[str], tm
         (["--envs", "CartPole-v1"], "There is nothing to compare; name algorithms"),
         (["--algos", "ppo"], "There is nothing to compare on; name environments"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--seeds", "0"], "seeds=0 was"),
-        (["--algos", "ppo", "--envs", "CartPole-v1", "--first-seed", "9998"], "with 5 seeds it must be from 0 to 9995"),
+        (["--algos", "ppo", "--envs", "CartPole-v1", "--first-seed", "9998"], "with 5 seeds it must be from 0 to 9988"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--steps", "-5"], "steps=-5 was"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--hyperparams", "zooo"], "--hyperparams is 'zooo'; give 'zoo'"),
         (["--variants", "lader", "--envs", "CartPole-v1"], "variant file 'lader'; the closest known names are: ladder"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--gym-packages", "no_such"], "module 'no_such' of --gym-packages"),
+        (["--algos", "ppo", "--envs", "CartPole-v1", "--gym-packages", "no_names"], "cannot be imported (NameError: name 'x'"),
+        (["--algos", "ppo", "--envs", "some.module:My-v0"], "give 'My-v0' and name its module, --gym-packages some.module"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--references", "no_such.yml"], "no_such.yml must map"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--backend", "slurm"], "Unknown backend 'slurm'; known names: local"),
         (["--algos", "ppo", "--envs", "CartPole-v1", "--address", "1.2.3.4"], "goes only with --backend ray"),
     ],
 )
-def test_what_cannot_be_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_asked(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "no_names.py").write_text("x")
+    monkeypatch.syspath_prepend(tmp_path)
     assert main([*arguments, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
@@ -180,10 +190,12 @@ def test_maskable_ppo_needs_masks() -> None:
 
 
 def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
-    (tmp_path / "mine.yml").write_text("mine: {algo: ppo, hyperparams: {learning_rate: 3e-4, policy_kwargs: {a: 1E5}}}")
+    (tmp_path / "mine.yml").write_text(
+        "mine: {algo: ppo, hyperparams: {learning_rate: 3e-4, policy_kwargs: {a: 1E5, b: [{c: 2e-2}]}}}"
+    )
     (variant,) = load_variants(str(tmp_path / "mine.yml"))
     hyperparams = read_hyperparams(variant, "CartPole-v1", 100, "sb3")
-    assert hyperparams["learning_rate"] == 3e-4 and hyperparams["policy_kwargs"] == {"a": 1e5}
+    assert hyperparams["learning_rate"] == 3e-4 and hyperparams["policy_kwargs"] == {"a": 1e5, "b": [{"c": 0.02}]}
 
 
 def test_changes_are_merged_into_python_source() -> None:

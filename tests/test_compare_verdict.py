@@ -215,6 +215,14 @@ def test_headline_says_whether_settings_differ() -> None:
     assert judge(many)[0].endswith("The settings of good and poor differ: frame_stack, gamma, n_envs, n_steps and 1 more.")
 
 
+def test_settings_written_in_two_ways_are_equal() -> None:
+    results = changed(make_results(), "good", policy_kwargs="dict(net_arch=[64], ortho_init=False)", learning_rate="lin_0.1")
+    same = changed(results, "poor", policy_kwargs={"net_arch": [64], "ortho_init": False}, learning_rate="lin_0.1")
+    assert judge(same)[0] == "good wins. The settings that good and poor have in common are equal."
+    for other in ("dict(net_arch=[32], ortho_init=False)", "dict(net_arch=[64], activation_fn=nn.ReLU)", "dict(("):
+        assert judge(changed(same, "poor", policy_kwargs=other))[0].endswith("differ: policy_kwargs.")
+
+
 def test_a_default_is_a_setting() -> None:
     """2048 is what PPO does where its file says nothing; RecurrentPPO takes 128."""
     same = [result.job for result in changed(make_results(1), "good", n_steps=2048, n_envs=1, normalize=False)]

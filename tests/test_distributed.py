@@ -1,5 +1,6 @@
 """Several processes are one training run: under torchrun, with gloo."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback,
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_attention_ac import AAC, distributed
-from sb3_attention_ac.train import _command
+from sb3_attention_ac.train import _command, _silent
 
 pytestmark = pytest.mark.slow
 
@@ -193,6 +194,16 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch, arguments, mes
     monkeypatch.setattr(sys, "argv", ["train", "--env", "CartPole-v1", *arguments])
     with pytest.raises(SystemExit, match=message):
         _command()
+
+
+def test_only_rank_0_keeps_records():
+    given = ["train", "--env", "CartPole-v1", "-P", "--track", "--tensorboard-log", "runs", "-f", "logs"]
+    parser = argparse.ArgumentParser()
+    for name in ("--env", "--tensorboard-log", "--eval-freq", "--save-freq"):
+        parser.add_argument(name)
+    parser.add_argument("-f", "--log-folder")
+    read = vars(parser.parse_args(_silent(given, "nowhere")[1:]))  # would not know the others
+    assert read == dict(env="CartPole-v1", tensorboard_log="", eval_freq="-1", save_freq="-1", log_folder="nowhere")
 
 
 def test_merged_statistics_are_those_of_everything_seen(monkeypatch):

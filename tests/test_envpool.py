@@ -91,6 +91,8 @@ def test_what_it_cannot_do_is_said(env):
         env.set_attr("x", 1)
     with pytest.raises(NotImplementedError, match="no method 'action_masks'"):
         env.env_method("action_masks")
+    with pytest.raises(NotImplementedError, match="take no options in a reset"):
+        env.set_options({"x": 1})
     assert env.env_is_wrapped(object) == [False] * 3 and env.get_attr("render_mode", [0]) == [None]
     pool = env.pool
     env.close()

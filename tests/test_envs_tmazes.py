@@ -145,7 +145,7 @@ def test_passive_coming_back_to_the_start_shows_no_cue():
     np.testing.assert_array_equal(observations[2], [0, 0])
 
 
-@pytest.mark.parametrize("kwargs", [{"corridor_length": 0}, {"penalty": 0.1}])
+@pytest.mark.parametrize("kwargs", [{"corridor_length": 0}, {"corridor_length": 2.5}, {"penalty": 0.1}, {"penalty": np.nan}])
 def test_passive_wrong_parameters(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         PassiveTMaze(**kwargs)
@@ -233,7 +233,7 @@ def test_endless_relative_position_marks_the_junction():
         assert run(env, endless_optimum(env), seed)[2][2]["is_success"]
 
 
-@pytest.mark.parametrize("kwargs", [{"n_corridors": 0}, {"corridor_length": 0}, {"lengths": "random"}])
+@pytest.mark.parametrize("kwargs", [{"n_corridors": 0}, {"corridor_length": 1.5}, {"lengths": "random"}])
 def test_endless_wrong_parameters(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         EndlessTMaze(**kwargs)
@@ -317,6 +317,12 @@ def test_grid_too_short():
         GridTMaze(2)
 
 
+@pytest.mark.parametrize("kwargs", [{"corridor_length": 8.5}, {"max_steps": 0}])
+def test_grid_wrong_parameters(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        GridTMaze(**kwargs)
+
+
 # T-maze with noise
 
 
@@ -378,7 +384,9 @@ def test_noisy_position_in_gray_code():
     np.testing.assert_array_equal(codes[:4, -2:], [[0, 0], [0, 1], [1, 1], [1, 0]])
 
 
-@pytest.mark.parametrize("kwargs", [{"corridor_length": 1}, {"corridor_length": 257, "show_position": True}, {"n_noise": -1}])
+@pytest.mark.parametrize(
+    "kwargs", [{"corridor_length": 1}, {"corridor_length": 257, "show_position": True}, {"n_noise": -1}, {"max_steps": 0}]
+)
 def test_noisy_wrong_parameters(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         NoisyTMaze(**kwargs)

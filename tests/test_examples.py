@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -75,6 +76,14 @@ def test_predictions_stop_where_the_episode_ends(monkeypatch, tmp_path):
     assert 1 < length < 100
     assert drawn["real"].shape == drawn["expected"].shape == (length - 1, 5)
     assert np.all(np.diff(drawn["real"][:, 1]) >= 0)  # the cart never jumps back
+
+
+def test_an_episode_of_one_step_has_nothing_to_predict(run, tmp_path):
+    AAC("MlpPolicy", "CartPole-v1", n_steps=64, aux_loss="next_step", seed=0).save(tmp_path / "model")
+    gym.register("Short-v0", lambda: gym.wrappers.TimeLimit(gym.make("CartPole-v1"), 1))
+    with pytest.raises(SystemExit, match="one step"):
+        run("predict_next.py", "--model", "model", "--env", "Short-v0", "--length", "5")
+    del gym.registry["Short-v0"]
 
 
 @pytest.mark.slow

@@ -196,3 +196,61 @@ def test_each_task_is_registered_with_each_wrapper(task, wrapper):
     assert (env.spec.max_episode_steps, env.spec.reward_threshold) == (1000, inside.spec.reward_threshold)
     seen, full = env.reset(seed=3)[0], wrapper(inside).reset(seed=3)[0]
     np.testing.assert_array_equal(seen, full)
+
+
+# ---- random numbers
+
+
+def numbers_drawn(env, seed, n_episodes=3):
+    """:return: What CartPole starts from in a row of episodes of five steps, of which the first is seeded"""
+    starts = []
+    for episode in range(n_episodes):
+        env.reset(seed=seed if episode == 0 else None)
+        starts.append(env.unwrapped.state)
+        for _ in range(5):
+            env.step(0)
+    return np.array(starts)
+
+
+def test_failures_do_not_change_the_environment():
+    bare = numbers_drawn(gym.make("CartPole-v1"), 3)
+    np.testing.assert_array_equal(numbers_drawn(FailingSensors(gym.make("CartPole-v1")), 3), bare)
+
+
+def test_failures_follow_from_the_seed_where_the_environment_ignores_it():
+    class Unseeded(Counter):
+        def reset(self, *, seed=None, options=None):
+            return self._observation(), {}
+
+    first, second, other = (run(FailingSensors(Unseeded()), 50, seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+    env = FailingSensors(Unseeded())
+    _, available = run(env, 50, None)
+    assert (run(env, 50, None)[1] != available).any()  # without a seed it goes on
+
+
+def test_wrappers_inside_one_another_fail_at_other_times():
+    inner = FailingSensors(Counter(), failed="hold")
+    outer = FailingSensors(gym.wrappers.TimeLimit(inner, 100), failed="hold")
+    for seed in (0, 0):  # the same in the first reset and later
+        read = [(outer.reset(seed=seed), outer.available, inner.available)[1:]]
+        read += [(outer.step(0), outer.available, inner.available)[1:] for _ in range(50)]
+        both = np.array(read)
+        assert (both[:, 0] != both[:, 1]).any()
+    alone = run(FailingSensors(Counter()), 51)[1]
+    np.testing.assert_array_equal(both[:, 1], alone)
+
+
+def test_what_was_returned_may_be_written_to():
+    env = FailingSensors(Counter(), fail=0, group_fail=1, group_recover=1, groups=1, failed="hold")
+    obs, _ = env.reset(seed=1)
+    expected = None
+    for _ in range(6):
+        if env.available.all():
+            expected = obs.copy()
+        elif expected is not None:
+            np.testing.assert_array_equal(obs, expected)
+        obs -= 10
+        obs = env.step(0)[0]
+    assert expected is not None

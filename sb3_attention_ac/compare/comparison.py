@@ -5,7 +5,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from sb3_attention_ac.compare.launcher import Outcome, check_worker
 from sb3_attention_ac.compare.outcome import Comparison
 from sb3_attention_ac.compare.provenance import provenance
 from sb3_attention_ac.compare.scores import load_references
-from sb3_attention_ac.compare.settings import Job, Protocol
+from sb3_attention_ac.compare.settings import Job, Protocol, named_with_steps
 from sb3_attention_ac.compare.storage import Result, write_atomically
 from sb3_attention_ac.compare.variants import collect_variants
 
 
 def compare(
     algos: Sequence[str] = (),
-    envs: Sequence[str] = (),
+    envs: Sequence[str] | Mapping[str, int | None] = (),
     seeds: int = 5,
     out: str | Path = "comparison",
     *,
@@ -44,7 +44,8 @@ def compare(
     Train algorithms on environments over seeds, and report. Runs found in ``out`` are not repeated.
 
     :param algos: Names of algorithms in RL Zoo
-    :param envs: Ids of environments, ``"id=steps"`` where one has its own number of training steps
+    :param envs: Ids of environments, ``"id=steps"`` where one has its own number of training steps, or a mapping of ids to
+        steps
     :param seeds: Number of seeds
     :param out: Folder for results and report
     :param protocol: Steps, evaluations and whatever else all runs share, None for the defaults
@@ -71,7 +72,7 @@ def compare(
     if seconds is not None and not 0 <= seconds < math.inf:
         raise CompareError(f"seconds={seconds} was given: use a number of seconds of at least 0 (0: the quickest run's).")
     known = load_references(None if references is None else Path(references))
-    jobs = plan(collect_variants(algos, variants), envs, seeds, protocol, hyperparams, first_seed)
+    jobs = plan(collect_variants(algos, variants), named_with_steps(envs), seeds, protocol, hyperparams, first_seed)
     out = Path(out).resolve()
     if out.exists() and not out.is_dir():
         raise CompareError(f"out={out} is a file: give a folder for results and report.")

@@ -160,7 +160,7 @@ class EvaluationCallback(BaseCallback):
                 finished = take_finished(recorded.episodes[index])
                 if finished and index not in played:
                     total = sum(episode.total for episode in finished)
-                    played[index] = round(total, 6), sum(episode.length for episode in finished)
+                    played[index] = total, sum(episode.length for episode in finished)
             if len(played) == len(recorded.episodes):
                 returns, lengths = zip(*(played[index] for index in sorted(played)), strict=True)
                 return returns, lengths

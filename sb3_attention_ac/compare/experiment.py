@@ -67,6 +67,8 @@ def _with_numbers(value: Any) -> Any:
     """PyYAML reads 3e-4, without a decimal point, as a string."""
     if isinstance(value, dict):
         return {name: _with_numbers(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(part) for part in value]
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 

@@ -30,13 +30,9 @@ def plan(
     :return: All runs; first the first seed of everything, so that an unfinished comparison has a bit of everything
     :raises CompareError: If an environment is not known or given with two numbers of steps, or a number is not in its range
     """
-    if seeds < 1:
-        raise CompareError(f"seeds={seeds} was given, but it must be at least 1.")
-    if not 0 <= first_seed <= protocol.evaluation_seed - seeds:
-        raise CompareError(
-            f"first_seed is {first_seed}; with {seeds} seeds it must be from 0 to {protocol.evaluation_seed - seeds}, as "
-            f"evaluations start from the seeds after {protocol.evaluation_seed - 1}."
-        )
+    for name, number, least in (("seeds", seeds, 1), ("first_seed", first_seed, 0)):
+        if not isinstance(number, int) or number < least:
+            raise CompareError(f"{name}={number} was given, but it must be a whole number of at least {least}.")
     if not envs:
         raise CompareError("There is nothing to compare on; name environments (--envs).")
     register_environments(protocol.gym_packages)
@@ -51,6 +47,13 @@ def plan(
         for env, own in protocols.items()
         for variant in variants
     }
+    n_envs = max(int(entry.get("n_envs", 1)) for entry in hyperparams.values())
+    highest = protocol.evaluation_seed - seeds - (n_envs - 1)  # environment i of a run has its seed + i
+    if first_seed > highest:
+        raise CompareError(
+            f"first_seed is {first_seed}; with {seeds} seeds it must be from 0 to {highest}, as evaluations start from "
+            f"the seeds after {protocol.evaluation_seed - 1}, and each run from {n_envs} of its own."
+        )
     return [
         Job(variant.name, variant.algo, env, seed, hyperparams[variant.name, env], protocols[env])
         for seed in range(first_seed, first_seed + seeds)

@@ -61,8 +61,9 @@ def register_environments(gym_packages: Iterable[str] = ()) -> None:
     for module in gym_packages:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise CompareError(f"The module {module!r} of --gym-packages cannot be imported ({error}).") from error
+        except Exception as error:  # whatever it does there
+            reason = f"{type(error).__name__}: {error}"
+            raise CompareError(f"The module {module!r} of --gym-packages cannot be imported ({reason}).") from error
     import rl_zoo3.import_envs  # noqa: F401
 
     for _, module, _ in SOURCES:
@@ -73,10 +74,14 @@ def register_environments(gym_packages: Iterable[str] = ()) -> None:
 def check_known(env: str) -> None:
     """
     :param env: Id of an environment
-    :raises CompareError: If it is not known (offers the closest names) or its package is missing (says which)
+    :raises CompareError: If it is not known (offers the closest names), its package is missing (says which), or it is given
+        with its module
     """
     if env in gym.registry:
         return
+    module, colon, name = env.partition(":")
+    if colon:
+        raise CompareError(f"The environment {env!r} was given: give {name!r} and name its module, --gym-packages {module}.")
     for pattern, module, package in SOURCES:
         if re.match(pattern, env) and importlib.util.find_spec(module) is None:
             raise CompareError(

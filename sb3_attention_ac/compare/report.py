@@ -77,18 +77,29 @@ def write_report(
 
 
 def _diverged(runs: pd.DataFrame) -> list[str]:
-    """:return: Which runs ended in numbers that are not finite, and what they count as"""
+    """:return: Which runs had returns that are not finite, at the end or before it, and what they count as"""
+    sentences = []
+    if ended := _names_of(runs, runs["diverged"]):
+        sentences.append(
+            f"Diverged: {ended} ended in returns that are not finite. On the common scale they count as the lowest score of "
+            "their environment, or as a random policy where that is lower; means of returns are those of the other runs."
+        )
+    if came_back := _names_of(runs, runs["area"].isna() & ~runs["diverged"]):
+        sentences.append(
+            f"Diverged for a while: {came_back} had returns that are not finite before the end. The final score counts; in "
+            "learning curves, whole curve and scores at equal time these runs count as diverged."
+        )
+    return sentences
+
+
+def _names_of(runs: pd.DataFrame, chosen: pd.Series) -> str:
+    """:return: Some of the runs in words"""
     parts = [
         f"{len(seeds)} of {len(group)} runs of {algorithm} on {env} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})"
         for (algorithm, env), group in runs.groupby(["algorithm", "environment"], sort=False)
-        if (seeds := [str(seed) for seed in sorted(group.loc[group["diverged"], "seed"])])
+        if (seeds := [str(seed) for seed in sorted(group.loc[chosen, "seed"])])
     ]
-    if not parts:
-        return []
-    return [
-        f"Diverged: {'; '.join(parts)} ended in returns that are not finite. On the common scale they count as the lowest "
-        "score of their environment, or as a random policy where that is lower; means of returns are those of the other runs."
-    ]
+    return "; ".join(parts)
 
 
 def _gaps(runs: pd.DataFrame, missing: Sequence[str]) -> list[str]:

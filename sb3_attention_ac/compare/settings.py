@@ -1,6 +1,7 @@
 """What is run: the protocol all runs share, the variants of algorithms, and the single runs (jobs)."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Protocol:
     :param deterministic: Whether the most probable action is taken in evaluations
     :param device: Device of PyTorch, e.g. ``"cpu"``, ``"cuda"`` or ``"auto"``
     :param gym_packages: Modules to import before the environments are created, because they register some
-    :raises CompareError: If a number is not positive
+    :raises CompareError: If a number is not positive, or ``gym_packages`` is text
     """
 
     steps: int = 100_000
@@ -34,6 +35,10 @@ class Protocol:
     gym_packages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.gym_packages, str):
+            raise CompareError(
+                f"gym_packages={self.gym_packages!r} was given, but it must be a tuple: gym_packages=({self.gym_packages!r},)."
+            )
         for name in ("steps", "evaluations", "episodes"):
             if getattr(self, name) < 1:
                 raise CompareError(f"{name}={getattr(self, name)} was given, but it must be at least 1.")
@@ -50,6 +55,17 @@ def with_own_steps(env: str, protocol: Protocol) -> tuple[str, Protocol]:
     if equals and not steps.isdecimal():
         raise CompareError(f"{env!r} was given; the equals sign must be followed by a number of steps, as in '{name}=100000'.")
     return name, replace(protocol, steps=int(steps)) if equals else protocol
+
+
+def named_with_steps(envs: Sequence[str] | Mapping[str, int | None]) -> list[str]:
+    """
+    :param envs: Ids of environments, ``"id=steps"`` where one has its own number of training steps, or a mapping of ids to
+        steps
+    :return: Such ids
+    """
+    if not isinstance(envs, Mapping):
+        return list(envs)
+    return [f"{env}={steps}" if steps else env for env, steps in envs.items()]
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Folder of the run, relative to the folder of the comparison."""
-        return Path("runs", self.variant, self.env.replace("/", "--").replace(":", "--"), f"seed-{self.seed}")
+        return Path("runs", self.variant, self.env.replace("/", "--"), f"seed-{self.seed}")
 
     def to_dict(self) -> dict[str, Any]:
         """

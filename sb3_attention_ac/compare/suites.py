@@ -13,7 +13,7 @@ import pandas as pd
 from filelock import FileLock
 
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
-from sb3_attention_ac.compare.settings import Job
+from sb3_attention_ac.compare.settings import Job, named_with_steps
 from sb3_attention_ac.compare.storage import Result, write_atomically
 from sb3_attention_ac.compare.variants import load_variants
 from sb3_attention_ac.compare.yaml_files import read_mapping
@@ -51,7 +51,7 @@ def read_suite(folder: Path) -> dict[str, Any]:
     path = folder / SUITE_FILE
     given = read_mapping(path, "arguments of the comparison to their values, see the documentation of --suite")
     if isinstance(given.get("envs"), dict):
-        given["envs"] = [f"{env}={steps}" if steps else env for env, steps in given["envs"].items()]
+        given["envs"] = named_with_steps(given["envs"])
     for name, value in given.items():
         if name not in ARGUMENTS:
             raise unknown_name(f"argument in {path}", name, ARGUMENTS)
@@ -79,7 +79,7 @@ def choose(suite: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any
     :raises CompareError: If something else is given, or what is not in the suite
     """
     if fixed := sorted(chosen.keys() & (ARGUMENTS.keys() - set(CHOICES))):
-        raise CompareError(f"{_flags(fixed)} must be set in suite.yml. With --suite, only {_flags(CHOICES)} may be given.")
+        raise CompareError(f"{_flags(fixed)} must be set in suite.yml. Only {_flags(CHOICES)} choose a part of a suite.")
     part = {**suite, **chosen}
     if wanted := [*chosen.get("algos", []), *chosen.get("variants", [])]:
         entries = {algo: ("algos", algo) for algo in suite.get("algos", [])}

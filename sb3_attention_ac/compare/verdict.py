@@ -1,5 +1,6 @@
 """Who won, by how much, how sure, at what cost: in words."""
 
+import ast
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -130,7 +131,21 @@ def differing_settings(jobs: Iterable[Job], first: str, others: Iterable[str]) -
 def _all_settings(job: Job) -> dict[str, Any]:
     """:return: Settings in the format of RL Zoo, with the defaults of algorithm and RL Zoo where the job says nothing"""
     defaults = default_arguments(known_algorithms()[job.algo])
-    return {name: value for name, value in {**ZOO, **defaults, **job.hyperparams}.items() if name not in LEFT_OUT}
+    settings = {**ZOO, **defaults, **job.hyperparams}
+    return {name: _plain(value) for name, value in settings.items() if name not in LEFT_OUT}
+
+
+def _plain(value: Any) -> Any:
+    """:return: What a text like ``dict(net_arch=[64])`` stands for, if its values are plain; else the value itself"""
+    if not isinstance(value, str):
+        return value
+    try:
+        source = ast.parse(value, mode="eval").body
+        if isinstance(source, ast.Call) and isinstance(source.func, ast.Name) and source.func.id == "dict" and not source.args:
+            return {keyword.arg: ast.literal_eval(keyword.value) for keyword in source.keywords}
+        return ast.literal_eval(source)
+    except (SyntaxError, ValueError):
+        return value
 
 
 def _settings(jobs: Sequence[Job], best: str, others: list[str]) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.envs.base import Maze, draw_t
+from sb3_attention_ac.envs.base import Maze, check_whole, draw_t
 
 FORWARD, LEFT, RIGHT = range(3)
 
@@ -57,9 +57,7 @@ class EndlessTMaze(Maze):
         render_mode: str | None = None,
     ):
         super().__init__(render_mode)
-        for name, value in (("n_corridors", n_corridors), ("corridor_length", corridor_length)):
-            if value < 1:
-                raise ValueError(f"{name}={value} was given, but it must be at least 1.")
+        check_whole(1, n_corridors=n_corridors, corridor_length=corridor_length)
         if lengths not in ("fixed", "uniform"):
             raise ValueError(f"lengths={lengths!r} was given, but it must be 'fixed' or 'uniform'.")
         self.n_corridors, self.corridor_length, self.lengths = n_corridors, corridor_length, lengths

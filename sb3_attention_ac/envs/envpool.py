@@ -110,6 +110,10 @@ class EnvPoolVecEnv(VecEnv):
             f"An EnvPool environment has no attribute {attr_name!r} to set: pass options at construction."
         )
 
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+        """:raises NotImplementedError: The environments are C++ objects"""
+        raise NotImplementedError("EnvPool's environments take no options in a reset: pass them at construction.")
+
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """:raises NotImplementedError: The environments are C++ objects"""
         raise NotImplementedError(f"An EnvPool environment has no method {method_name!r} to call: use Gymnasium's.")

@@ -41,11 +41,12 @@ class GridTMaze(base.Maze):
         1024, and 64 in its example
     :param max_steps: Steps until an episode is cut off; None: as above
     :param render_mode: None or "rgb_array"
-    :raises ValueError: If the corridor is too short
+    :raises ValueError: If a parameter is out of its range
     """
 
     def __init__(self, corridor_length: int = 64, max_steps: int | None = None, render_mode: str | None = None):
         super().__init__(render_mode)
+        base.check_whole(1, corridor_length=corridor_length)
         if corridor_length < 4:
             raise ValueError(
                 f"corridor_length={corridor_length} was given, but it must be at least 4: otherwise the cue is seen from the "
@@ -53,6 +54,7 @@ class GridTMaze(base.Maze):
             )
         self.corridor_length = corridor_length
         self.max_steps = 5 * (corridor_length + 2) ** 2 if max_steps is None else max_steps
+        base.check_whole(1, max_steps=self.max_steps)
         self.observation_space = spaces.Box(0.0, 1.0, (9 * len(TILES),), dtype=np.float32)
         self.action_space = spaces.Discrete(3)
         # Offsets (row, column) of the nine cells seen, for each direction

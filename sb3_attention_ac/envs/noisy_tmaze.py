@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.envs.base import Maze, draw_t
+from sb3_attention_ac.envs.base import Maze, check_whole, draw_t
 
 UP, DOWN, LEFT, RIGHT = range(4)
 _CUES = {UP: (0, 1, 1), DOWN: (1, 1, 0)}
@@ -46,11 +46,11 @@ class NoisyTMaze(Maze):
         render_mode: str | None = None,
     ):
         super().__init__(render_mode)
-        longest = 2**_POSITION_BITS if show_position else None
-        if corridor_length < 2 or (longest and corridor_length > longest):
-            raise ValueError(f"corridor_length={corridor_length}: must be at least 2, and at most 256 with show_position.")
-        if n_noise < 0:
-            raise ValueError(f"n_noise={n_noise} was given, but it must be at least 0.")
+        check_whole(2, corridor_length=corridor_length)
+        check_whole(0, n_noise=n_noise)
+        check_whole(1, max_steps=max_steps)
+        if show_position and corridor_length > 2**_POSITION_BITS:
+            raise ValueError(f"corridor_length={corridor_length}: must be at most {2**_POSITION_BITS} with show_position.")
         self.corridor_length, self.n_noise = corridor_length, n_noise
         self.show_position, self.max_steps = show_position, max_steps
         n_bits = (2 + _POSITION_BITS if show_position else 3) + n_noise

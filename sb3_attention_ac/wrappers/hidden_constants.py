@@ -30,18 +30,20 @@ from gymnasium import spaces
 
 from sb3_attention_ac.wrappers.constants_presets import SetConstants, find_preset
 from sb3_attention_ac.wrappers.previous_step import OBSERVATION
+from sb3_attention_ac.wrappers.randomness import OwnGenerator
 
 PRIVILEGED = "privileged"
 
 
-class HiddenConstants(gym.ObservationWrapper[dict[str, Any], Any, Any], gym.utils.RecordConstructorArgs):
+class HiddenConstants(OwnGenerator, gym.ObservationWrapper[dict[str, Any], Any, Any], gym.utils.RecordConstructorArgs):
     """
     Resamples constants of the simulator in each episode, uniformly from their ranges, and shows them under a separate key. An
     actor that does not read that key has to infer them by acting; its critic may be told.
 
     The observation becomes a Dict with ``observation`` (or the entries it had) and ``privileged``: float32, one value for each
     constant shown, in the order of ``ranges``, from -1 at the range's low end to 1 at its high end. ``reset()`` returns the
-    values as they are in ``info["constants"]``, and takes values for this episode as ``options={"constants": {...}}``.
+    values as they are in ``info["constants"]``, and takes values for this episode as ``options={"constants": {...}}``; those
+    outside their range are shown as its nearer end.
 
     :param env: The environment
     :param ranges: Low and high end for each constant by name; None: those of the environment's preset
@@ -76,7 +78,6 @@ class HiddenConstants(gym.ObservationWrapper[dict[str, Any], Any, Any], gym.util
         self.shown = list(self.ranges) if shown is None else list(shown)
         _check_names("shown", self.shown, self.ranges)
         self.values: dict[str, float] = {}
-        self._generator = np.random.default_rng()
 
         inner = env.observation_space
         self._is_dict = isinstance(inner, spaces.Dict)
@@ -99,7 +100,7 @@ class HiddenConstants(gym.ObservationWrapper[dict[str, Any], Any, Any], gym.util
 
     def _draw(self, given: Mapping[str, float]) -> None:
         _check_names("options['constants']", given, self.ranges)
-        self.values = {name: float(self._generator.uniform(low, high)) for name, (low, high) in self.ranges.items()}
+        self.values = {name: float(self.generator.uniform(low, high)) for name, (low, high) in self.ranges.items()}
         self.values.update({name: float(value) for name, value in given.items()})
         privileged = [np.interp(self.values[name], self.ranges[name], (-1, 1)) for name in self.shown]
         self._privileged = np.array(privileged, dtype=np.float32)
@@ -115,8 +116,7 @@ class HiddenConstants(gym.ObservationWrapper[dict[str, Any], Any, Any], gym.util
         """
         options = dict(options or {})
         given = options.pop("constants", {})
-        if seed is not None:  # not the environment's: how much that draws may depend on the constants
-            self._generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
+        self.seed_generator(seed)
         self._draw(given)
         self._set_constants(self.env, self.values)
         obs, info = self.env.reset(seed=seed, options=options or None)

@@ -7,6 +7,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_attention_ac.wrappers.randomness import OwnGenerator
+
 
 def _box(env: gym.Env[Any, Any], wrapper: str) -> spaces.Box:
     """
@@ -19,7 +21,7 @@ def _box(env: gym.Env[Any, Any], wrapper: str) -> spaces.Box:
     return space
 
 
-class FailingSensors(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class FailingSensors(OwnGenerator, gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """
     Sensors that fail for a while, alone or with their group, as in Vogt-Lowell et al. 2026, "When Sensors Fail: Temporal
     Sequence Models for Robust PPO under Sensor Drift" (https://arxiv.org/abs/2603.04648). Each entry of the observation is a
@@ -115,7 +117,7 @@ class FailingSensors(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordCon
         self.available = self._up[: self.n_sensors] & up[self._group_of]
         seen = np.where(self.available, obs, self._held).astype(self._dtype)
         if self.failed == "hold":
-            self._held = seen
+            self._held = seen.copy()  # the caller may write into what is returned
         return np.append(seen, self.available.astype(self._dtype)) if self.show_mask else seen
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -124,9 +126,10 @@ class FailingSensors(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordCon
         :param options: Options of the environment
         :return: The first observation as far as it is read, and the environment's information
         """
+        self.seed_generator(seed)
         obs, info = self.env.reset(seed=seed, options=options)
         in_the_long_run = self._recover / (self._fail + self._recover)
-        self._up = self.np_random.random(len(self._fail)) < in_the_long_run
+        self._up = self.generator.random(len(self._fail)) < in_the_long_run
         self._held = np.zeros(self.n_sensors, dtype=self._dtype)
         return self._observe(obs), info
 
@@ -136,7 +139,7 @@ class FailingSensors(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.RecordCon
         :return: The observation as far as it is read, and what else the environment returned
         """
         obs, reward, terminated, truncated, info = self.env.step(action)
-        draws = self.np_random.random(len(self._fail))
+        draws = self.generator.random(len(self._fail))
         self._up = np.where(self._up, draws >= self._fail, draws < self._recover)
         return self._observe(obs), reward, terminated, truncated, info
 
