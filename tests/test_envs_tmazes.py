@@ -233,7 +233,9 @@ def test_endless_relative_position_marks_the_junction():
         assert run(env, endless_optimum(env), seed)[2][2]["is_success"]
 
 
-@pytest.mark.parametrize("kwargs", [{"n_corridors": 0}, {"corridor_length": 1.5}, {"lengths": "random"}])
+@pytest.mark.parametrize(
+    "kwargs", [{"n_corridors": 0}, {"corridor_length": 0}, {"corridor_length": 1.5}, {"lengths": "random"}]
+)
 def test_endless_wrong_parameters(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         EndlessTMaze(**kwargs)

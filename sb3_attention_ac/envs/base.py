@@ -86,14 +86,3 @@ def draw_t(width: int, junction: int, goal: int, agent: tuple[int, int]) -> np.n
     picture[2, 1 : junction + 1] = picture[1:4, junction] = FLOOR
     picture[goal, junction], picture[agent] = GOAL, AGENT
     return picture
-
-
-def check_whole(least: int, **given: float) -> None:
-    """
-    :param least: The smallest that is allowed
-    :param given: Parameters by name
-    :raises ValueError: If one is not a whole number of at least that
-    """
-    for name, value in given.items():
-        if int(value) != value or value < least:
-            raise ValueError(f"{name}={value} was given, but it must be a whole number of at least {least}.")

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.envs.base import Maze, check_whole, draw_t
+from sb3_attention_ac.envs.base import Maze, draw_t
+from sb3_attention_ac.validation import check_integers
 
 FORWARD, LEFT, RIGHT = range(3)
 
@@ -57,7 +58,7 @@ class EndlessTMaze(Maze):
         render_mode: str | None = None,
     ):
         super().__init__(render_mode)
-        check_whole(1, n_corridors=n_corridors, corridor_length=corridor_length)
+        check_integers({"n_corridors": (n_corridors, 1), "corridor_length": (corridor_length, 1)})
         if lengths not in ("fixed", "uniform"):
             raise ValueError(f"lengths={lengths!r} was given, but it must be 'fixed' or 'uniform'.")
         self.n_corridors, self.corridor_length, self.lengths = n_corridors, corridor_length, lengths

@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_attention_ac.envs import base
+from sb3_attention_ac.validation import check_integers
 
 FORWARD, TURN_RIGHT, TURN_LEFT = range(3)
 TILES = ("unseen", "green floor", "blue floor", "wall", "floor")
@@ -46,7 +47,7 @@ class GridTMaze(base.Maze):
 
     def __init__(self, corridor_length: int = 64, max_steps: int | None = None, render_mode: str | None = None):
         super().__init__(render_mode)
-        base.check_whole(1, corridor_length=corridor_length)
+        check_integers({"corridor_length": (corridor_length, 1)})
         if corridor_length < 4:
             raise ValueError(
                 f"corridor_length={corridor_length} was given, but it must be at least 4: otherwise the cue is seen from the "
@@ -54,7 +55,7 @@ class GridTMaze(base.Maze):
             )
         self.corridor_length = corridor_length
         self.max_steps = 5 * (corridor_length + 2) ** 2 if max_steps is None else max_steps
-        base.check_whole(1, max_steps=self.max_steps)
+        check_integers({"max_steps": (self.max_steps, 1)})
         self.observation_space = spaces.Box(0.0, 1.0, (9 * len(TILES),), dtype=np.float32)
         self.action_space = spaces.Discrete(3)
         # Offsets (row, column) of the nine cells seen, for each direction

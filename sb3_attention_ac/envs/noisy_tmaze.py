@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.envs.base import Maze, check_whole, draw_t
+from sb3_attention_ac.envs.base import Maze, draw_t
+from sb3_attention_ac.validation import check_integers
 
 UP, DOWN, LEFT, RIGHT = range(4)
 _CUES = {UP: (0, 1, 1), DOWN: (1, 1, 0)}
@@ -46,9 +47,7 @@ class NoisyTMaze(Maze):
         render_mode: str | None = None,
     ):
         super().__init__(render_mode)
-        check_whole(2, corridor_length=corridor_length)
-        check_whole(0, n_noise=n_noise)
-        check_whole(1, max_steps=max_steps)
+        check_integers({"corridor_length": (corridor_length, 2), "n_noise": (n_noise, 0), "max_steps": (max_steps, 1)})
         if show_position and corridor_length > 2**_POSITION_BITS:
             raise ValueError(f"corridor_length={corridor_length}: must be at most {2**_POSITION_BITS} with show_position.")
         self.corridor_length, self.n_noise = corridor_length, n_noise

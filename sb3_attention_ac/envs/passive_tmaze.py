@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_attention_ac.envs.base import Maze, check_whole, draw_t
+from sb3_attention_ac.envs.base import Maze, draw_t
+from sb3_attention_ac.validation import check_integers
 
 RIGHT, UP, LEFT, DOWN = range(4)
 _MOVES = {RIGHT: (1, 0), UP: (0, 1), LEFT: (-1, 0), DOWN: (0, -1)}
@@ -49,7 +50,7 @@ class PassiveTMaze(Maze):
         render_mode: str | None = None,
     ):
         super().__init__(render_mode)
-        check_whole(1, corridor_length=corridor_length)
+        check_integers({"corridor_length": (corridor_length, 1)})
         if penalty is not None and not penalty <= 0:
             raise ValueError(f"penalty={penalty}: it is added to the reward as it is, so it has to be 0 or negative.")
         self.corridor_length, self.max_steps = corridor_length, corridor_length + 1
