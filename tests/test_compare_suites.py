@@ -17,7 +17,7 @@ from sb3_attention_ac.compare import backends, comparison, suites
 from sb3_attention_ac.compare.__main__ import main
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import plan
-from sb3_attention_ac.compare.launcher import Outcome
+from sb3_attention_ac.compare.outcome import Outcome
 from sb3_attention_ac.compare.settings import Job, Protocol
 from sb3_attention_ac.compare.storage import Result, to_text
 from sb3_attention_ac.compare.suites import choose, fingerprint, read_results, read_suite, result_rows, update_results

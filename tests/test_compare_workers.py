@@ -26,7 +26,8 @@ from sb3_attention_ac.compare.backends import make_backend
 from sb3_attention_ac.compare.comparison import compare
 from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.errors import CompareError
-from sb3_attention_ac.compare.launcher import Outcome, check_worker, launch
+from sb3_attention_ac.compare.launcher import check_worker, launch
+from sb3_attention_ac.compare.outcome import Outcome
 from sb3_attention_ac.compare.report import write_report
 from sb3_attention_ac.compare.run import run
 from sb3_attention_ac.compare.settings import Job

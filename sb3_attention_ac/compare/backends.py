@@ -9,7 +9,8 @@ from typing import Any
 import joblib
 
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
-from sb3_attention_ac.compare.launcher import Outcome, launch, stop_workers
+from sb3_attention_ac.compare.launcher import launch, stop_workers
+from sb3_attention_ac.compare.outcome import Outcome
 from sb3_attention_ac.compare.settings import Job
 
 NAMES = ("local", "ray")

@@ -13,8 +13,8 @@ from sb3_attention_ac.compare.backends import Backend, make_backend
 from sb3_attention_ac.compare.devices import check_device
 from sb3_attention_ac.compare.errors import CompareError
 from sb3_attention_ac.compare.jobs import execute, plan, read_finished
-from sb3_attention_ac.compare.launcher import Outcome, check_worker
-from sb3_attention_ac.compare.outcome import Comparison
+from sb3_attention_ac.compare.launcher import check_worker
+from sb3_attention_ac.compare.outcome import Comparison, Outcome
 from sb3_attention_ac.compare.provenance import provenance
 from sb3_attention_ac.compare.scores import load_references
 from sb3_attention_ac.compare.settings import Job, Protocol, named_with_steps

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from sb3_attention_ac.compare.backends import Backend
 from sb3_attention_ac.compare.errors import CompareError, CorruptResultError
 from sb3_attention_ac.compare.experiment import read_hyperparams
-from sb3_attention_ac.compare.launcher import Outcome
 from sb3_attention_ac.compare.names import check_known, register_environments
+from sb3_attention_ac.compare.outcome import Outcome
 from sb3_attention_ac.compare.settings import Job, Protocol, Variant, differences, with_own_steps
 from sb3_attention_ac.compare.storage import RESULT_FILE, Result, read_result, write_atomically
 

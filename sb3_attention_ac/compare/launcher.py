@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sb3_attention_ac.compare.errors import CompareError
+from sb3_attention_ac.compare.outcome import Outcome
 from sb3_attention_ac.compare.settings import Job
 from sb3_attention_ac.compare.storage import RESULT_FILE
 
@@ -23,19 +23,6 @@ FORKS = sys.platform == "linux"  # where a process can safely run every job in a
 # Threads of the local machine, or a Ray worker, take turns with these: importing everything anew for each job would take long
 _idle: "queue.SimpleQueue[subprocess.Popen[bytes]]" = queue.SimpleQueue()
 _busy: "set[subprocess.Popen[bytes]]" = set()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """
-    :param job: What was run
-    :param result: Content of the result file, None if the run failed
-    :param failure: Why the run failed, None if it did not
-    """
-
-    job: Job
-    result: str | None = None
-    failure: str | None = None
 
 
 def launch(job: Job, out: Path, command: str) -> Outcome:

@@ -1,11 +1,26 @@
-"""What a comparison comes to."""
+"""What comes of a run, and of a comparison."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sb3_attention_ac.compare.settings import Job
+
 if TYPE_CHECKING:  # the processes of the runs import this package too, and are spared it
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    :param job: What was run
+    :param result: Content of the result file, None if the run failed
+    :param failure: Why the run failed, None if it did not
+    """
+
+    job: Job
+    result: str | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from sb3_attention_ac.compare.errors import CompareError, unknown_name
 from sb3_attention_ac.compare.settings import Job, named_with_steps
-from sb3_attention_ac.compare.storage import Result, write_atomically
+from sb3_attention_ac.compare.storage import Evaluation, Result, write_atomically
 from sb3_attention_ac.compare.variants import load_variants
 from sb3_attention_ac.compare.yaml_files import read_mapping
 
@@ -139,7 +139,7 @@ def result_rows(results: Sequence[Result]) -> pd.DataFrame:
                 "diverged": result.diverged,
                 "evaluations": result.job.protocol.evaluations,
                 "episodes": result.job.protocol.episodes,
-                "curve": " ".join(f"{evaluation.steps}:{evaluation.score:.6g}" for evaluation in result.evaluations),
+                "curve": curve_text(result.evaluations),
                 "train_seconds": result.train_seconds,
                 "processor": result.provenance.get("hardware", {}).get("processor", ""),
                 "settings": fingerprint(result.job),
@@ -166,6 +166,14 @@ def read_results(path: Path) -> pd.DataFrame:
     if there.duplicated(KEY).any():
         raise CompareError(f"{path} has two rows of one environment, algorithm and seed; correct it, or move it away.")
     return there.reindex(columns=[*COLUMNS, *there.columns.difference(COLUMNS, sort=False)])
+
+
+def curve_text(evaluations: Iterable[Evaluation]) -> str:
+    """
+    :param evaluations: The evaluations of a run
+    :return: Their steps and mean returns, as :func:`read_curve` reads them
+    """
+    return " ".join(f"{evaluation.steps}:{evaluation.score:.6g}" for evaluation in evaluations)
 
 
 def read_curve(text: str) -> list[tuple[int, float]]:
