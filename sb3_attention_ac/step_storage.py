@@ -73,7 +73,7 @@ def stored_dtype(space: spaces.Space[Any]) -> Any:
         and a Gaussian policy make fractions of them, and leave the space as it is.
     """
     dtype = np.dtype(space.dtype)
-    is_coarse = isinstance(space, spaces.Box) and (dtype.kind in "iub" or dtype.itemsize < 4)
+    is_coarse = isinstance(space, spaces.Box) and (dtype.kind in "iub" or dtype == np.float16)
     return np.float32 if is_coarse and not is_image_space(space) else space.dtype
 
 
