@@ -594,7 +594,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             del kwargs["aux_loss"]  # as in the file
         if "batch_size" in kwargs:
             kwargs["_default_batch_size"] = None
-        stored = stored_network(path) if {"policy_kwargs", "aux_loss"} & kwargs.keys() else None
+        stored = stored_network(path) if {"policy_kwargs", "aux_loss", "use_sde"} & kwargs.keys() else None
         if stored is not None:
             check_same_network(stored, {**stored, **kwargs}, AttentionActorCriticPolicy)
         return super().load(path, *args, **kwargs)
@@ -610,7 +610,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         :raises ValueError: If they belong to a network with other arguments; the message says which
         """
         if not isinstance(load_path_or_dict, dict):
-            given = {"policy_kwargs": self.policy_kwargs, "aux_loss": self.aux_loss}
+            given = {"policy_kwargs": self.policy_kwargs, "aux_loss": self.aux_loss, "use_sde": self.use_sde}
             check_same_network(stored_network(load_path_or_dict), given, self.policy_class)
             _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
         if "policy" in load_path_or_dict:

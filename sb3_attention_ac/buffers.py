@@ -99,9 +99,9 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             if self.n_landmarks > 0:
                 self._landmarks = LandmarkStorage(self._storage, self.n_landmarks, self.n_context, self.chunk_length)
         elif self.pos > 0:
-            self._storage.start_rollout(self.pos)
             if self._landmarks is not None:
                 self._landmarks.start_rollout(self.pos)
+            self._storage.start_rollout(self.pos)
         vars(self).update(self._storage.rollout())  # public views: observations, actions, rewards, episode_starts, ...
         shape = (self.buffer_size, self.n_envs)
         for name in ("values", "mlp_values", "log_probs", "advantages", "returns"):
@@ -141,8 +141,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param logit_offsets: What Q_att added to logits or means, [n_envs, n_parameters]
         :param surprise: How unexpected s_t was, [n_envs]; needed by the rule "surprise"
         """
-        if self._landmarks is not None:
-            self._landmarks.add(self.pos)
+        self._take_over()
         self.storage.add(self.pos, obs, action, reward, episode_start)
         if self.landmark_rule == "surprise":
             if surprise is None:
@@ -224,15 +223,19 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     def tensors(self) -> RolloutTensors:
         """:return: The rollout on the device; transferred once"""
         if self._tensors is None:
-            landmarks = None if self._landmarks is None else self._landmarks.tensors(self.device)
+            self._take_over()
+            landmarks = None if self._landmarks is None else self._landmarks.tensors(self.device, self.pos)
             self._tensors = self.storage.tensors(self.device)._replace(landmarks=landmarks)
         return self._tensors
 
     def reload(self) -> None:
         """Read again what was collected, when it is needed: a callback may have changed or replaced arrays."""
-        for name, own in self.storage.rollout().items():
-            map_obs(_copy, own, getattr(self, name))
         self._tensors, self._targets = None, {}
+
+    def _take_over(self) -> None:
+        """Where a callback or a subclass has put an array of its own in the place of a view: its numbers count, as in PPO."""
+        if self.storage.take_over(vars(self)):
+            vars(self).update(self.storage.rollout())
 
     def target(self, name: str) -> th.Tensor | None:
         """
@@ -282,7 +285,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.storage.expect(0)
         data = self.storage.tensors(self.device, row + 1)
         if self._landmarks is not None:
-            data = data._replace(landmarks=self._landmarks.tensors(self.device))
+            data = data._replace(landmarks=self._landmarks.tensors(self.device, 0))
         return data.windows(rows, envs, th.zeros_like(envs))
 
     def _grid(self, starts: np.ndarray, envs: np.ndarray, length: int) -> tuple[th.Tensor, th.Tensor]:
@@ -400,11 +403,6 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         steps, env = self._grid(starts, envs, length)
         targets: Any = self._targets_of("values", lambda array: array[steps, env])
         return WindowSamples(windows, actions, *targets)
-
-
-def _copy(own: np.ndarray, given: np.ndarray) -> None:
-    if not np.may_share_memory(own, given):
-        np.copyto(own, given)
 
 
 def _as_sb3s(samples: TransitionSamples) -> RolloutBufferSamples:

@@ -41,25 +41,24 @@ class LandmarkStorage:
         self.storage, self.n_landmarks, self.n_context, self.chunk_length = storage, n_landmarks, n_context, chunk_length
         self._envs = th.arange(storage.n_envs).unsqueeze(1)  # [n_envs, 1]
         nothing = storage.tensors(CPU).windows(th.ones((storage.n_envs, n_landmarks), dtype=th.int64), self._envs)
-        self._chunks = [nothing]  # of each chunk so far, [n_envs, K, ...]
+        self._first = nothing  # of the first chunk, [n_envs, K, ...]
 
     def start_rollout(self, n_stored: int) -> None:
         """
-        Call it after the storage's, before the first step.
+        Call it before the storage's.
 
         :param n_stored: How many steps the rollout before had
         """
-        last = max(n_stored - 1, 0) // self.chunk_length
-        self._chunks = [self._next(self._chunks[last], self.storage.n_history, n_stored - last * self.chunk_length)]
+        chunks = self._chunks(n_stored)
+        n_leaving = n_stored - (len(chunks) - 1) * self.chunk_length
+        self._first = self._next(chunks[-1], self.storage.n_history + n_stored, n_leaving)
 
-    def add(self, step: int) -> None:
-        """
-        Choose the landmarks of a chunk. Call it before the step is stored.
-
-        :param step: Its number in the rollout
-        """
-        if step > 0 and step % self.chunk_length == 0:
-            self._chunks.append(self._next(self._chunks[-1], self.storage.n_history + step, self.chunk_length))
+    def _chunks(self, n_stored: int) -> list[TrajectoryWindows]:
+        """The landmarks of each chunk that has begun, [n_envs, K, ...] each, chosen anew: a callback may change steps"""
+        chunks = [self._first]
+        for step in range(self.chunk_length, n_stored, self.chunk_length):
+            chunks.append(self._next(chunks[-1], self.storage.n_history + step, self.chunk_length))
+        return chunks
 
     def _next(self, landmarks: TrajectoryWindows, row: int, n_leaving: int) -> TrajectoryWindows:
         """The landmarks of a chunk that begins in this row, from those before and the steps that have left the context"""
@@ -68,9 +67,14 @@ class LandmarkStorage:
         leaving, present = steps.windows(rows, self._envs), steps.episode_ids[-1].unsqueeze(1)
         return landmarks_after(landmarks, leaving, th.ones_like(rows, dtype=th.bool), present)
 
-    def tensors(self, device: th.device) -> TrajectoryWindows:
-        """:return: The landmarks of each chunk and environment as windows, [n_chunks, n_envs, K, ...] each"""
-        chunks = self._chunks[0].map(lambda *parts: th.stack(parts), *self._chunks[1:])
+    def tensors(self, device: th.device, n_stored: int) -> TrajectoryWindows:
+        """
+        :param device: Where to put them
+        :param n_stored: How many steps the rollout has so far
+        :return: The landmarks of each chunk and environment as windows, [n_chunks, n_envs, K, ...] each
+        """
+        first, *others = self._chunks(n_stored)
+        chunks = first.map(lambda *parts: th.stack(parts), *others)
         empty, last_before = chunks.episode_ids == NO_EPISODE, self.storage.n_history - 1
 
         def fill(landmarks: th.Tensor, steps: np.ndarray) -> th.Tensor:

@@ -548,12 +548,13 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         def act(obs: Obs, episode_starts: np.ndarray, masks: th.Tensor | None) -> ActorOutput:
             output = surprise = None
             if stepped is not None and cache is not None:
+                if buffer.pos > 0:  # as stored: a callback may have changed it
+                    cache.previous_action.copy_(buffer.to_torch(buffer.actions[buffer.pos - 1]))
                 output = stepped.step(obs, cache, episode_starts)
             given, offsets = self.decide(obs, output, masks, tilts, in_rollout)
             actions, log_prob = self._sample(given, deterministic)
-            if cache is not None:
-                cache.previous_action.copy_(actions)
-                surprise = cache.last_surprise() if self.architecture.landmark_rule == "surprise" else None
+            if cache is not None and self.architecture.landmark_rule == "surprise":
+                surprise = cache.last_surprise()
             return ActorOutput(actions.reshape(self._actions_shape), log_prob, offsets, surprise)
 
         return act

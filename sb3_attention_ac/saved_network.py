@@ -37,8 +37,8 @@ def check_same_parameters(stored: Mapping[str, Any], own: Mapping[str, Any], exa
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise OtherNetworkError(
-            f"The parameters are those of another network: {'; '.join(differences[:3])}{more}. Use the policy_kwargs and "
-            "aux_loss that the file was made with."
+            f"The parameters are those of another network: {'; '.join(differences[:3])}{more}. Environments with the "
+            "same spaces are needed, and the policy_kwargs, aux_loss and use_sde that the file was made with."
         )
 
 
@@ -67,15 +67,15 @@ def stored_network(path: Any) -> dict[str, Any] | None:
     Read without unpickling: a file may run code when its objects are loaded, which :meth:`set_parameters` does not need.
 
     :param path: A saved model: a path, or an open file, which is left where it was
-    :return: The arguments that shape its network: ``aux_loss``, which adds heads, and ``policy_kwargs`` where they are plain.
-        None if they cannot be read here, or are another algorithm's
+    :return: The arguments that shape its network: ``aux_loss``, which adds heads, ``use_sde``, and ``policy_kwargs`` if they
+        are plain. None if they cannot be read here, or are another algorithm's
     """
     position = path.tell() if hasattr(path, "tell") else None
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
             data = json.loads(archive.read("data"))
-        arguments = {"aux_loss": data["aux_loss"]}  # another algorithm's file has none
+        arguments = {"aux_loss": data["aux_loss"], "use_sde": data["use_sde"]}  # another algorithm's file has no aux_loss
     except (KeyError, ValueError, zipfile.BadZipFile):
         return None
     finally:
@@ -129,6 +129,8 @@ def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], pol
     targets = [resolve_aux_loss(arguments["aux_loss"]) for arguments in (stored, given)]
     if len({None if names is None else frozenset(names) for names in targets}) > 1:
         differences.append(f"aux_loss: {stored['aux_loss']!r} in the file, {given['aux_loss']!r} here")
+    if bool(stored["use_sde"]) != bool(given["use_sde"]):
+        differences.append(f"use_sde: {stored['use_sde']!r} in the file, {given['use_sde']!r} here")
     if "policy_kwargs" in stored:
         defaults = default_arguments(policy_class)
         old, new = ({**defaults, **arguments["policy_kwargs"]} for arguments in (stored, given))
@@ -138,6 +140,6 @@ def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], pol
                 differences.append(f"{name}: {old.get(name)!r} in the file, {new.get(name)!r} here")
     if differences:
         raise OtherNetworkError(
-            f"The network arguments differ: {'; '.join(differences)}. For load(), leave policy_kwargs and aux_loss out: those "
-            "of the file are used. For set_parameters(), make the model with those of the file."
+            f"The network arguments differ: {'; '.join(differences)}. For load(), leave them out: those of "
+            "the file are used. For set_parameters(), make the model with those of the file."
         )

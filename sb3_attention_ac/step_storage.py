@@ -6,6 +6,7 @@ Raw steps of a rollout, and of the last steps before it. With landmarks there is
            only to know what happened before row 1
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,6 +142,24 @@ class StepStorage:
     def rollout(self) -> dict[str, Any]:
         """:return: Views of this rollout's rows"""
         return {name: map_obs(lambda array: array[self.n_history :], old) for name, old in self.arrays.items()}
+
+    def take_over(self, given: Mapping[str, Any]) -> bool:
+        """
+        :param given: What stands in the place of the views of :meth:`rollout`: these, or arrays that were put there
+        :return: Whether there were such arrays; their numbers are stored
+        """
+        n_taken = 0
+
+        def take(stored: np.ndarray, view: Any) -> None:
+            nonlocal n_taken
+            view = np.asarray(view)
+            if view.base is not stored or view.strides != stored.strides:
+                np.copyto(stored[self.n_history :], view, casting="unsafe")
+                n_taken += 1
+
+        for name, stored in self.arrays.items():
+            map_obs(take, stored, given[name])
+        return n_taken > 0
 
     def add(self, step: int, obs: Any, action: np.ndarray, reward: np.ndarray, episode_start: np.ndarray) -> None:
         """

@@ -55,6 +55,48 @@ def test_what_a_callback_changes_is_read_again(given):
     assert (buffer.tensors().rewards - before)[-5:].eq(1).all() and buffer.storage.arrays["rewards"] is own
 
 
+class Own(TrajectoryRolloutBuffer):
+    """Keeps rewards in doubles"""
+
+    def reset(self) -> None:
+        super().reset()
+        self.rewards = np.zeros((self.buffer_size, self.n_envs))
+
+
+def test_arrays_that_are_put_in_the_place_of_views_get_the_steps_too():
+    """Of a subclass, by another dtype, turned around, and in the middle of a rollout"""
+    space = spaces.Dict({"x": spaces.Box(-9, 9, (1,)), "y": spaces.Discrete(4)})
+    buffer = Own(6, space, spaces.Discrete(3), n_envs=1, n_context=1)
+    buffer.reset()
+    for step in range(6):
+        obs = {"x": np.array([[step]]), "y": np.array([step % 4])}
+        buffer.add(obs, np.array([[1]]), np.array([step + 0.5]), np.array([step in (0, 3)]))
+        if step == 2:
+            buffer.observations["y"] = buffer.observations["y"] * 1.0  # floats for whole numbers
+            buffer.episode_starts = buffer.episode_starts.copy()
+            buffer.actions = np.full_like(buffer.actions, 2)
+            buffer.rewards = buffer.rewards * 2
+    buffer.rewards = buffer.rewards[::-1]
+    data = buffer.tensors()
+    assert data.rewards[-6:, 0].tolist() == [5.5, 4.5, 3.5, 5, 3, 1] == buffer.rewards[:, 0].tolist()
+    assert data.observations["x"][-6:].flatten().tolist() == [*range(6)]
+    assert data.observations["y"][-6:].flatten().tolist() == [0, 1, 2, 3, 0, 1]
+    assert data.actions[-6:].flatten().tolist() == [2, 2, 2, 1, 1, 1]
+    assert buffer.episode_starts[:, 0].tolist() == data.episode_starts[-6:, 0].tolist() == [1, 0, 0, 1, 0, 0]
+
+
+def test_landmarks_are_what_the_steps_have_become():
+    buffer = filled(np.zeros((8, 2)), n_steps=8, n_context=1, chunk_length=2, n_landmarks=2)
+    buffer.tensors()
+    buffer.rewards[:] = 7
+    buffer.observations[:] = 9
+    buffer.reload()
+    windows, _ = buffer.windows(np.array([6]), np.array([0]), 2)
+    assert windows.ages[0].tolist() == [0, 1, 5, 6, 7]
+    assert windows.observations.unique().tolist() == [9]
+    assert windows.previous_rewards[0].tolist() == [0, 7, 7, 7, 7]
+
+
 def test_a_short_last_chunk_behind_a_short_context():
     """Windows of its bootstrap ask for rows behind the rollout, none of which has left the context."""
     buffer = filled(np.zeros((10, 2)), n_steps=10, n_context=1, chunk_length=4, n_landmarks=2)

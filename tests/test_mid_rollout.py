@@ -218,3 +218,38 @@ def test_what_a_callback_changes_at_the_end_of_a_rollout_is_learned_from(options
     for batch in model.rollout_buffer.get_transitions(None):
         assert (batch.observations == 7).all() and (batch.actions == 1).all()
         assert (batch.advantages == 0.5).all() and (batch.old_log_prob == -9).all() and (batch.returns == 3).all()
+
+
+class Override(BaseCallback):
+    """Says that other actions were executed than were sampled, every third step"""
+
+    def __init__(self):
+        super().__init__()
+        self.log_ratios: list[th.Tensor] = []
+
+    def _on_step(self) -> bool:
+        if self.locals["n_steps"] % 3 == 0:
+            self.locals["actions"][:] = 0
+        return True
+
+    @th.no_grad()
+    def _on_rollout_end(self) -> None:
+        policy, buffer = self.model.policy, self.model.rollout_buffer
+        for starts, length in buffer.chunks():
+            first, envs = buffer.of_each_env(starts)
+            batch = buffer.window_samples(first, envs, length)
+            log_prob, _ = evaluate_actions(policy, policy.encode_windows(batch.windows, length), batch)
+            was_sampled = (th.as_tensor(first).unsqueeze(1) + th.arange(length)) % 3 != 0
+            self.log_ratios.append((log_prob - batch.old_log_prob)[was_sampled])
+
+
+@pytest.mark.parametrize("n_landmarks", [0, 2])
+@pytest.mark.parametrize("actions", [spaces.Discrete(3), spaces.Box(-1, 1, (2,))], ids=str)
+def test_a_memory_holds_the_actions_that_are_stored(actions, n_landmarks):
+    """The steps whose own action was left alone have a first ratio of one."""
+    env = DummyVecEnv([lambda: RandomEnv(spaces.Box(-1.0, 1.0, (3,), np.float32), actions)] * 2)
+    kwargs = {**TINY, "memory_actor": True, "n_landmarks": n_landmarks}
+    model = AAC("MlpPolicy", env, policy_kwargs=kwargs, **{**SMALL, "learning_rate": 1e-2})
+    callback = Override()
+    model.learn(4 * SMALL["n_steps"] * 2, callback=callback)
+    assert th.cat(callback.log_ratios).abs().max() < 1e-4

@@ -14,8 +14,10 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
-from test_run import ACTION_SPACES, SMALL, TINY, random_env
+from stable_baselines3.common.vec_env import DummyVecEnv
+from test_run import ACTION_SPACES, SMALL, TINY, RandomEnv, random_env
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.networks.kv_cache import KVCache
@@ -165,6 +167,16 @@ def test_goes_on_from_an_agent_of_ppo(tmp_path):
         th.testing.assert_close(*latents)
         assert all(map(th.equal, model.policy.critic_network.encoder.parameters(), attention))
         model.learn(16)
+
+
+def test_gsde_is_named_where_it_differs(tmp_path):
+    env = DummyVecEnv([lambda: RandomEnv(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))])
+    AAC("MlpPolicy", env, policy_kwargs=TINY, **SMALL).save(tmp_path / "model.zip")
+    wanted = "The network arguments differ: use_sde: False in the file, True here"
+    with pytest.raises(ValueError, match=wanted):
+        AAC.load(tmp_path / "model.zip", use_sde=True)
+    with pytest.raises(ValueError, match=wanted):
+        AAC("MlpPolicy", env, use_sde=True, policy_kwargs=TINY, **SMALL).set_parameters(tmp_path / "model.zip")
 
 
 def test_some_parameters_of_another_shape_are_named(tmp_path):
