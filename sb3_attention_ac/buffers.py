@@ -230,6 +230,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
 
     def reload(self) -> None:
         """Read again what was collected, when it is needed: a callback may have changed or replaced arrays."""
+        self._take_over()
         self._tensors, self._targets = None, {}
 
     def _take_over(self) -> None:

@@ -140,6 +140,6 @@ def check_same_network(stored: dict[str, Any] | None, given: dict[str, Any], pol
                 differences.append(f"{name}: {old.get(name)!r} in the file, {new.get(name)!r} here")
     if differences:
         raise OtherNetworkError(
-            f"The network arguments differ: {'; '.join(differences)}. For load(), leave them out: those of "
-            "the file are used. For set_parameters(), make the model with those of the file."
+            f"The network arguments differ: {'; '.join(differences)}. For load(), leave them out: those of the file "
+            "are used. For set_parameters(), make the model with those of the file."
         )

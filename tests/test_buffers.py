@@ -85,6 +85,16 @@ def test_arrays_that_are_put_in_the_place_of_views_get_the_steps_too():
     assert buffer.episode_starts[:, 0].tolist() == data.episode_starts[-6:, 0].tolist() == [1, 0, 0, 1, 0, 0]
 
 
+def test_what_was_put_in_the_place_of_a_view_is_the_next_rollouts_context():
+    """Without a look at the tensors in between"""
+    buffer = filled(np.zeros((5, 2)))
+    buffer.rewards = buffer.rewards + 1
+    expected = buffer.rewards[-1].tolist()
+    buffer.reload()
+    buffer.reset()
+    assert buffer.storage.arrays["rewards"][buffer.n_history - 1].tolist() == expected
+
+
 def test_landmarks_are_what_the_steps_have_become():
     buffer = filled(np.zeros((8, 2)), n_steps=8, n_context=1, chunk_length=2, n_landmarks=2)
     buffer.tensors()
