@@ -53,6 +53,7 @@ from sb3_attention_ac.updates import Losses, UpdateSettings, update_class
 from sb3_attention_ac.validation import (
     check_auxiliary,
     check_integers,
+    check_log_barrier,
     check_memory_options,
     check_numbers,
     check_policy,
@@ -125,6 +126,9 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     :param temperature: Temperature of the contrastive loss (InfoNCE), greater than 0
     :param n_trajectories: How many of the most recent trajectories the self-supervised loss draws from, prior rollouts
         included; 0 for those of the last rollout. The actor-critic's losses stay on-policy.
+    :param log_barrier_coef: Coefficient of the log barrier, KL(uniform || policy), for discrete actions
+        (https://arxiv.org/abs/1908.00261). Unlike the entropy bonus's, its gradient does not vanish where the policy is nearly
+        certain: actions that have never paid off are still tried. At least 0
     :raises ValueError: If an argument is out of range or does not go with the environment
     """
 
@@ -170,6 +174,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         mask_ratio: float = 0.25,
         temperature: float = 0.1,
         n_trajectories: int = 0,
+        log_barrier_coef: float = 0.0,
     ):
         check_policy_arguments(policy, policy_kwargs)
         policy = policy if isinstance(policy, str) else SB3_POLICIES.get(policy, policy)
@@ -215,6 +220,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self.mask_ratio = mask_ratio
         self.temperature = temperature
         self.n_trajectories = n_trajectories
+        self.log_barrier_coef = log_barrier_coef
         self.use_masking: bool | None = None
         self._default_batch_size: int | None = None  # what batch_size=None was taken for: load() may have other environments
         self._n_iterations = 0
@@ -306,6 +312,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         if self.sde_sample_freq != -1:
             check_integers({"sde_sample_freq": (self.sde_sample_freq, 1)})
         check_auxiliary(targets, self.aux_coef, architecture)
+        check_log_barrier(self.log_barrier_coef, self.policy.distribution)
         n_envs = None if self.env is None else self.n_envs
         if self.batch_size is None or (n_envs is not None and self.batch_size == self._default_batch_size):
             self.batch_size = architecture.default_batch_size
@@ -516,6 +523,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
             self.vf_coef,
             self.aux_coef or 0.0,
             self.mask_ratio,
+            self.log_barrier_coef,
         )
 
     def learn(
@@ -551,7 +559,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     def _join_others(self) -> None:
         """Start from the parameters of rank 0, which alone logs; see :mod:`~sb3_attention_ac.distributed`."""
         same = "n_envs n_steps batch_size n_epochs gamma gae_lambda normalize_advantage"
-        same += " ent_coef vf_coef max_grad_norm target_kl aux_coef mask_ratio n_trajectories"
+        same += " ent_coef vf_coef max_grad_norm target_kl aux_coef mask_ratio n_trajectories log_barrier_coef"
         distributed.require_equal(**{name: getattr(self, name) for name in same.split()})
         self.num_timesteps = distributed.maximum(self.num_timesteps)  # where a callback has stopped, one has counted less
         distributed.broadcast(self.policy)

@@ -3,7 +3,7 @@
 import torch as th
 
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
-from sb3_attention_ac.type_aliases import Obs, WindowOutput, WindowSamples, map_obs
+from sb3_attention_ac.type_aliases import ActionParameters, Obs, WindowOutput, WindowSamples, map_obs
 
 
 def evaluate_transitions(
@@ -12,7 +12,7 @@ def evaluate_transitions(
     actions: th.Tensor,
     masks: th.Tensor | None = None,
     offsets: th.Tensor | None = None,
-) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, ActionParameters]:
     """
     The MLP actor and the MLP critic, as in SB3.
 
@@ -21,23 +21,24 @@ def evaluate_transitions(
     :param actions: As the buffer stores them, [N, action_dim]
     :param masks: True where an action was allowed, [N, mask_dim]
     :param offsets: What was added to logits or means, [N, n_parameters]
-    :return: V_mlp(s) [N], log probabilities of the actions [N] and entropy of the action distributions [N]
+    :return: V_mlp(s) [N], log probabilities of the actions [N], entropy of the action distributions [N] and their parameters
     """
     features = policy.extract_features(obs)
     pi_features, vf_features = (features, features) if policy.share_features_extractor else features
     values: th.Tensor = policy.value_net(policy.mlp_extractor.forward_critic(vf_features)).squeeze(-1)
     given = policy.action_parameters(policy.mlp_extractor.forward_actor(pi_features), None, masks, offsets)
-    return values, *policy.distribution.log_prob_and_entropy(given, actions)
+    return values, *policy.distribution.log_prob_and_entropy(given, actions), given
 
 
 def evaluate_actions(
     policy: AttentionActorCriticPolicy, encoded: WindowOutput, batch: WindowSamples
-) -> tuple[th.Tensor, th.Tensor | None]:
+) -> tuple[th.Tensor, th.Tensor | None, ActionParameters]:
     """
     :param policy: A policy with a memory actor
     :param encoded: What its networks made of the last n steps of N windows
     :param batch: These windows
-    :return: log probabilities of the actions taken and entropy of their distributions (None for squashed gSDE), [N, n] each
+    :return: log probabilities of the actions taken and entropy of their distributions (None for squashed gSDE), [N, n] each,
+        and the parameters of these N * n distributions
     """
     assert encoded.actor is not None
     steps = encoded.actor.latent, encoded.actor.mlp_latent, batch.action_masks, batch.logit_offsets
@@ -47,7 +48,7 @@ def evaluate_actions(
     actions = batch.actions.flatten(0, 1)
     log_prob, entropy = policy.distribution.log_prob_and_entropy(given, actions)
     shape = batch.actions.shape[:2]
-    return log_prob.reshape(shape), None if entropy is None else entropy.reshape(shape)
+    return log_prob.reshape(shape), None if entropy is None else entropy.reshape(shape), given
 
 
 def evaluate_action_advantages(policy: AttentionActorCriticPolicy, encoded: WindowOutput, batch: WindowSamples) -> th.Tensor:

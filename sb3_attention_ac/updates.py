@@ -19,7 +19,7 @@ from sb3_attention_ac.losses import clipped_surrogate_loss, entropy_loss, normal
 from sb3_attention_ac.networks.preprocessing import encode_actions
 from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.train_log import TrainLog
-from sb3_attention_ac.type_aliases import AuxiliaryLoss, TransitionSamples, WindowOutput, WindowSamples
+from sb3_attention_ac.type_aliases import ActionParameters, AuxiliaryLoss, TransitionSamples, WindowOutput, WindowSamples
 
 # With an MLP actor attention takes one step per this many of the MLPs'. While its gate is closed, half as many (at least one
 # in each epoch); a self-supervised loss needs more
@@ -40,6 +40,7 @@ class UpdateSettings(NamedTuple):
     vf_coef: float
     aux_coef: float
     mask_ratio: float
+    log_barrier_coef: float = 0.0
 
 
 Batch = TypeVar("Batch")
@@ -88,7 +89,11 @@ class Update(ABC, Generic[Batch]):
         """
 
     def _actor_losses(
-        self, batch: TransitionSamples | WindowSamples, log_prob: th.Tensor, entropy: th.Tensor | None
+        self,
+        batch: TransitionSamples | WindowSamples,
+        log_prob: th.Tensor,
+        entropy: th.Tensor | None,
+        given: ActionParameters,
     ) -> Losses:
         settings = self.settings
         advantages = normalized(batch.advantages) if settings.normalize_advantage else batch.advantages
@@ -101,6 +106,11 @@ class Update(ABC, Generic[Batch]):
         losses = {"policy_gradient_loss": policy_loss}
         if settings.ent_coef != 0:  # else no gradient need be computed for it
             losses["entropy_loss"] = settings.ent_coef * negative_entropy
+        if settings.log_barrier_coef != 0:
+            distribution: Any = self.policy.distribution  # discrete: checked at construction
+            log_barrier = distribution.log_barrier(given).mean()
+            self.log.add("log_barrier_loss", log_barrier)
+            losses["log_barrier_loss"] = settings.log_barrier_coef * log_barrier
         return losses
 
     def _value_losses(self, batch: TransitionSamples | WindowSamples, values: th.Tensor) -> Losses:
@@ -188,9 +198,9 @@ class MlpActorUpdate(Update[TransitionSamples | WindowSamples]):
 
     def losses(self, batch: TransitionSamples | WindowSamples) -> Losses:
         if isinstance(batch, TransitionSamples):
-            given = batch.observations, batch.actions, batch.action_masks, batch.logit_offsets
-            values, log_prob, entropy = evaluate_transitions(self.policy, *given)
-            return self._actor_losses(batch, log_prob, entropy) | self._value_losses(batch, values)
+            steps = batch.observations, batch.actions, batch.action_masks, batch.logit_offsets
+            values, log_prob, entropy, given = evaluate_transitions(self.policy, *steps)
+            return self._actor_losses(batch, log_prob, entropy, given) | self._value_losses(batch, values)
         encoded = self.policy.encode_windows(batch.windows, batch.actions.shape[1])
         assert encoded.critic is not None
         critic = self.policy.critic_output(encoded.critic)
@@ -233,8 +243,7 @@ class MemoryActorUpdate(Update[tuple[WindowSamples, bool]]):
         if encoded.critic is not None:
             losses |= self._value_losses(samples, self.policy.critic_output(encoded.critic).values)
         losses |= self._attention_q_losses(samples, encoded)
-        log_prob, entropy = evaluate_actions(self.policy, encoded, samples)
-        losses |= self._actor_losses(samples, log_prob, entropy)
+        losses |= self._actor_losses(samples, *evaluate_actions(self.policy, encoded, samples))
         return losses | self._auxiliary_losses(samples, encoded)
 
 

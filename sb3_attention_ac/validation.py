@@ -14,6 +14,7 @@ from torch import nn
 from sb3_attention_ac.architecture import Architecture
 from sb3_attention_ac.argument_names import closest_names, default_arguments
 from sb3_attention_ac.landmarks import check_rule
+from sb3_attention_ac.networks.distributions import ActionDistribution
 from sb3_attention_ac.networks.history_network import is_hooked
 from sb3_attention_ac.networks.preprocessing import AGE_INPUTS
 
@@ -39,6 +40,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "aux_coef": (lambda x: x >= 0, "at least 0"),
     "mask_ratio": (lambda x: 0 < x < 1, "between 0 and 1, both excluded"),
     "temperature": (lambda x: x > 0, "greater than 0"),
+    "log_barrier_coef": (lambda x: x >= 0, "at least 0"),
     "dropout": (lambda x: 0 <= x < 1, "in [0, 1)"),
 }
 SCHEDULES = ("clip_range", "clip_range_vf")
@@ -239,6 +241,15 @@ def check_auxiliary(targets: Sequence[str], aux_coef: float | None, architecture
         raise ValueError("landmark_rule='surprise' needs next-step prediction, which learns nothing with aux_coef=0.")
     if targets and architecture.n_layers == 0:
         raise ValueError("aux_loss needs attention, but n_layers=0 was given: use n_layers of at least 1, or aux_loss=None.")
+
+
+def check_log_barrier(log_barrier_coef: float, distribution: ActionDistribution) -> None:
+    """:raises ValueError: If the actions are not discrete, or of a distribution that has no log barrier"""
+    if log_barrier_coef != 0 and not hasattr(distribution, "log_barrier"):
+        raise ValueError(
+            f"log_barrier_coef={log_barrier_coef} was given, but it is for discrete actions (Discrete, MultiDiscrete, "
+            "MultiBinary). Leave it out; ent_coef works with continuous ones."
+        )
 
 
 def warn_about_no_effect(

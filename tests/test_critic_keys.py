@@ -84,7 +84,7 @@ def test_the_policys_gradient_and_log_probabilities_do_not_depend_on_the_critics
         values = policy.critic_output(encoded.critic).values.detach()
         policy.zero_grad()
         if options:
-            log_prob, _ = evaluate_actions(policy, encoded, batch)
+            log_prob, *_ = evaluate_actions(policy, encoded, batch)
         else:
             last = {key: part[:, -batch.actions.shape[1] :].flatten(0, 1) for key, part in observations.items()}
             log_prob = evaluate_transitions(policy, last, batch.actions.flatten(0, 1))[1]

@@ -288,6 +288,32 @@ def test_a_policys_samples_of_gsde_are_those_of_sb3(squash, n_envs):
 # --- which one, and as SB3's ---
 
 
+@discrete
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_log_barrier_is_a_divergence_from_uniform(space, n_parameters, masked):
+    distribution = Categoricals(space)
+    masks = random_masks(space, np.random.default_rng(0), 50) if masked else None
+    given = ActionParameters(parameters_of(n_parameters), None, masks)
+    logits = contribs_logits(space, given.parameters)
+    expected = th.zeros(50)
+    ends = np.cumsum(distribution.sizes)
+    for row, (end, size) in itertools.product(range(50), zip(ends, distribution.sizes, strict=True)):
+        group = slice(end - size, end)
+        allowed = logits[row, group] if masks is None else logits[row, group][masks[row, group]]
+        uniform = th.distributions.Categorical(logits=th.zeros_like(allowed))
+        expected[row] += th.distributions.kl_divergence(uniform, th.distributions.Categorical(logits=allowed))
+    th.testing.assert_close(distribution.log_barrier(given), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_log_barrier_pulls_where_the_entropy_does_not():
+    logits = th.tensor([[30.0, 0.0, 0.0, -math.inf]], requires_grad=True)  # a network's own way to forbid the last one
+    distribution, given = Categoricals(spaces.Discrete(4)), ActionParameters(logits)
+    (gradient,) = th.autograd.grad(distribution.log_barrier(given).sum(), logits)
+    th.testing.assert_close(gradient, th.tensor([[2 / 3, -1 / 3, -1 / 3, 0.0]]))
+    (gradient,) = th.autograd.grad(distribution.log_prob_and_entropy(given, th.zeros(1, 1))[1].sum(), logits)
+    assert gradient.nan_to_num().abs().max() < 1e-6
+
+
 def test_which_distribution():
     assert all(isinstance(make_action_distribution(space, sb3s(space)), Categoricals) for space in DISCRETE)
     assert isinstance(make_action_distribution(BOX, make_proba_distribution(BOX)), DiagonalGaussian)

@@ -41,6 +41,8 @@ from sb3_attention_ac.policies import AttentionActorCriticPolicy
         ({"mask_ratio": 1.0}, ["mask_ratio=1.0", "between 0 and 1"]),
         ({"temperature": 0.0}, ["temperature=0.0", "greater than 0"]),
         ({"n_trajectories": -1}, ["n_trajectories=-1", "at least 0"]),
+        ({"log_barrier_coef": -0.1}, ["log_barrier_coef=-0.1", "at least 0"]),
+        ({"env": "Pendulum-v1", "log_barrier_coef": 0.1}, ["log_barrier_coef=0.1", "discrete actions", "ent_coef"]),
         ({"batch_size": 1}, ["batch_size=1", "at least 2"]),
         ({"n_steps": 1, "batch_size": 2}, ["n_steps=1", "n_envs=1"]),
         ({"n_steps": 0}, ["n_steps=0", "at least 1"]),

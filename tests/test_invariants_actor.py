@@ -136,7 +136,7 @@ def largest_log_ratio(policy, buffer) -> float:
     largest = 0.0
     if policy.memory_actor:
         for batch in buffer.get_windows(4):
-            log_prob, _ = evaluate_actions(policy, policy.encode_windows(batch.windows, batch.actions.shape[1]), batch)
+            log_prob, *_ = evaluate_actions(policy, policy.encode_windows(batch.windows, batch.actions.shape[1]), batch)
             largest = max(largest, float((log_prob - batch.old_log_prob).abs().max()))
     else:
         for batch in buffer.get_transitions(4):
@@ -256,9 +256,9 @@ def test_the_actor_alone_says_what_it_says_beside_the_critic(name, kwargs, rollo
         n = batch.actions.shape[1]
         both, alone = (policy.encode_windows(batch.windows, n, skip_critic) for skip_critic in (False, True))
         assert both.critic is not None and alone.critic is None
-        log_prob, entropy = evaluate_actions(policy, alone, batch)
+        log_prob, entropy, _ = evaluate_actions(policy, alone, batch)
         assert log_prob.shape == batch.advantages.shape
-        th.testing.assert_close((log_prob, entropy), evaluate_actions(policy, both, batch))
+        th.testing.assert_close((log_prob, entropy), evaluate_actions(policy, both, batch)[:2])
         th.testing.assert_close(alone.features, both.features)
 
 

@@ -93,7 +93,7 @@ def test_the_first_ratio_is_one_with_masks_and_memory(kind, options):
         with th.no_grad():
             for batch in model.rollout_buffer.get_windows(None):
                 assert batch.action_masks is not None and not batch.action_masks.all()
-                log_prob, _ = evaluate_actions(
+                log_prob, *_ = evaluate_actions(
                     model.policy, model.policy.encode_windows(batch.windows, batch.actions.shape[1]), batch
                 )
                 differences.append((log_prob - batch.old_log_prob).abs().max())

@@ -46,7 +46,7 @@ def check_first_ratio(model) -> None:
     policy, buffer = model.policy, model.rollout_buffer
     for batch in buffer.get_windows(8) if policy.memory_actor else buffer.get_transitions(8):
         if policy.memory_actor:
-            log_prob, _ = evaluate_actions(policy, policy.encode_windows(batch.windows, batch.actions.shape[1]), batch)
+            log_prob, *_ = evaluate_actions(policy, policy.encode_windows(batch.windows, batch.actions.shape[1]), batch)
         else:
             arguments = batch.observations, batch.actions, batch.action_masks, batch.logit_offsets
             log_prob = evaluate_transitions(policy, *arguments)[1]
@@ -238,7 +238,7 @@ class Override(BaseCallback):
         for starts, length in buffer.chunks():
             first, envs = buffer.of_each_env(starts)
             batch = buffer.window_samples(first, envs, length)
-            log_prob, _ = evaluate_actions(policy, policy.encode_windows(batch.windows, length), batch)
+            log_prob, *_ = evaluate_actions(policy, policy.encode_windows(batch.windows, length), batch)
             was_sampled = (th.as_tensor(first).unsqueeze(1) + th.arange(length)) % 3 != 0
             self.log_ratios.append((log_prob - batch.old_log_prob)[was_sampled])
 

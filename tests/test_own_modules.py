@@ -61,7 +61,7 @@ def check_alike(model) -> None:
         encoded = policy.encode_windows(batch.windows, batch.actions.shape[1])
         th.testing.assert_close(policy.critic_output(encoded.critic).values, batch.old_values, rtol=1e-4, atol=1e-4)
         if policy.memory_actor:
-            log_prob, _ = evaluate_actions(policy, encoded, batch)
+            log_prob, *_ = evaluate_actions(policy, encoded, batch)
             th.testing.assert_close(log_prob, batch.old_log_prob, rtol=1e-4, atol=1e-4)
 
 

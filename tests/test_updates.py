@@ -77,7 +77,7 @@ def test_losses_of_transitions(coefficients, name, masked, attention_q):
     batch = next(update.buffer.get_transitions(None))
     assert (batch.logit_offsets is not None) == attention_q and (batch.action_masks is not None) == masked
     losses = update.losses(batch)
-    values, log_prob, entropy = evaluate_transitions(
+    values, log_prob, entropy, _ = evaluate_transitions(
         policy, batch.observations, batch.actions, batch.action_masks, batch.logit_offsets
     )
     policy_loss = surrogate(log_prob, batch, given.clip_range, given.normalize_advantage)
@@ -110,10 +110,26 @@ def test_more_entropy_is_less_loss():
     assert evaluate_transitions(update.policy, batch.observations, batch.actions)[2].mean() > entropy
 
 
+@pytest.mark.parametrize("memory_actor", [False, True])
+@pytest.mark.parametrize(("name", "masked"), [("Discrete", False), ("MultiDiscrete", True)])
+def test_the_log_barrier(name, masked, memory_actor):
+    update = make({"memory_actor": memory_actor}, name=name, masked=masked, log_barrier_coef=0.5)
+    policy, batch = update.policy, next(iter(update.minibatches(0)))
+    if memory_actor:
+        given = evaluate_actions(policy, policy.encode_windows(batch[0].windows, batch[0].actions.shape[1]), batch[0])[2]
+    else:
+        batch = next(update.buffer.get_transitions(None))
+        given = evaluate_transitions(policy, batch.observations, batch.actions, batch.action_masks)[3]
+    barrier = policy.distribution.log_barrier(given).mean()
+    losses = update.losses(batch)
+    assert losses["log_barrier_loss"].item() == approx(0.5 * barrier) and losses["log_barrier_loss"].requires_grad
+    assert logged(update)["log_barrier_loss"] == approx(barrier) and barrier > 0
+
+
 def test_entropy_without_a_formula_is_estimated():
     update = make({"use_sde": True, "squash_output": True}, name="Box")
     batch = next(update.buffer.get_transitions(None))
-    _, log_prob, entropy = evaluate_transitions(update.policy, batch.observations, batch.actions)
+    _, log_prob, entropy, _ = evaluate_transitions(update.policy, batch.observations, batch.actions)
     assert entropy is None
     assert update.losses(batch)["entropy_loss"].item() == approx(0.01 * log_prob.mean())
 
@@ -166,7 +182,7 @@ def test_losses_of_a_memory_actor(coefficients, name, masked, share_encoder, ski
     batch = next(update.buffer.get_windows(8))
     losses = update.losses((batch, skip_critic))
     encoded = policy.encode_windows(batch.windows, 4)
-    log_prob, entropy = evaluate_actions(policy, encoded, batch)
+    log_prob, entropy, _ = evaluate_actions(policy, encoded, batch)
     assert log_prob.shape == entropy.shape == (2, 4)
     policy_loss = surrogate(log_prob, batch, given.clip_range, given.normalize_advantage)
     values = policy.critic_output(encoded.critic).values
@@ -187,7 +203,7 @@ def test_losses_of_a_memory_actor(coefficients, name, masked, share_encoder, ski
 def test_entropy_of_squashed_noise_of_a_memory_actor():
     update = make({"memory_actor": True, "aux_targets": (), "use_sde": True, "squash_output": True}, name="Box")
     batch = next(update.buffer.get_windows(8))
-    log_prob, entropy = evaluate_actions(update.policy, update.policy.encode_windows(batch.windows, 4), batch)
+    log_prob, entropy, _ = evaluate_actions(update.policy, update.policy.encode_windows(batch.windows, 4), batch)
     assert entropy is None and log_prob.shape == (2, 4)
     assert update.losses((batch, False))["entropy_loss"].item() == approx(0.01 * log_prob.mean())
 

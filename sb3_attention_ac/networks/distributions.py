@@ -129,6 +129,14 @@ class Categoricals:
         terms = log_probs.exp() * log_probs.clamp(min=th.finfo(log_probs.dtype).min)  # 0 ln 0 = 0
         return self._chosen(log_probs, actions.long()), -terms.sum(dim=(-2, -1))
 
+    def log_barrier(self, given: ActionParameters) -> th.Tensor:
+        """:return: KL divergence from the uniform distribution over allowed actions to the policy's, [N]; infinite at p = 0"""
+        log_probs = self.log_probs(given)
+        allowed = log_probs > MASKED_LOGIT / 2  # neither forbidden nor padding
+        n_allowed = allowed.sum(dim=-1)  # [N, n_groups]
+        mean_log_probs = log_probs.masked_fill(~allowed, 0.0).sum(dim=-1) / n_allowed
+        return (-mean_log_probs - n_allowed.log()).sum(dim=-1)
+
 
 class DiagonalGaussian:
     """Independent normal distributions, for a Box."""
