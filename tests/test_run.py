@@ -289,3 +289,20 @@ def test_a_critic_apart_from_a_memory_actor_learns_from_every_second_minibatch(n
         assert seen == [True, False, False, True, True, False]
     else:
         assert all(seen) and len(seen) == 6
+
+
+@pytest.mark.parametrize("memory_actor", [False, True])
+@pytest.mark.parametrize("actions", ["Discrete", "MultiDiscrete", "MultiBinary"])
+def test_the_log_barrier_opens_a_policy_that_is_nearly_certain(actions, memory_actor):
+    """Saturated, and with rewards that say nothing: an entropy bonus of the same size leaves it as it is."""
+    certain = {}
+    for name in ("log_barrier_coef", "ent_coef"):
+        policy_kwargs = {**TINY, "memory_actor": memory_actor}
+        settings = {**SMALL, "learning_rate": 0.05, "n_epochs": 10, "aux_loss": None, name: 0.1}
+        model = AAC("MlpPolicy", random_env(actions=actions), policy_kwargs=policy_kwargs, **settings)
+        with th.no_grad():
+            model.policy.action_net.bias[0] = 40.0
+        model.learn(40)
+        with th.no_grad():
+            certain[name] = model.policy.action_net.bias[0].item()
+    assert certain["log_barrier_coef"] < 39.8 and certain["ent_coef"] == pytest.approx(40.0, abs=1e-3)

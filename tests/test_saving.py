@@ -198,7 +198,7 @@ def test_what_is_loaded_warns_of_nothing(tmp_path):
         model = AAC("MlpPolicy", random_env(), policy_kwargs=policy_kwargs, **SMALL)
         model.save(tmp_path / "model")
         loaded = AAC.load(tmp_path / "model", env=random_env())
-        for name in ("aux_loss", "aux_coef", "batch_size", "mask_ratio", "temperature", "n_trajectories"):
+        for name in ("aux_loss", "aux_coef", "batch_size", "mask_ratio", "temperature", "n_trajectories", "log_barrier_coef"):
             assert getattr(loaded, name) == getattr(model, name)
 
 
