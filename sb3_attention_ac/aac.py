@@ -14,6 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -559,7 +560,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
     def _join_others(self) -> None:
         """Start from the parameters of rank 0, which alone logs; see :mod:`~sb3_attention_ac.distributed`."""
         same = "n_envs n_steps batch_size n_epochs gamma gae_lambda normalize_advantage"
-        same += " ent_coef vf_coef max_grad_norm target_kl aux_coef mask_ratio n_trajectories log_barrier_coef"
+        same += " use_masking ent_coef vf_coef max_grad_norm target_kl aux_coef mask_ratio n_trajectories log_barrier_coef"
         distributed.require_equal(**{name: getattr(self, name) for name in same.split()})
         self.num_timesteps = distributed.maximum(self.num_timesteps)  # where a callback has stopped, one has counted less
         distributed.broadcast(self.policy)
@@ -567,6 +568,7 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._statistics.start_from_first()
         if distributed.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None
+            self.set_logger(Logger(None, []))  # also in the place of one that the script has set
 
     # --- SB3's interface --------------------------------------------------------------------------------------------------
 
@@ -586,6 +588,17 @@ class AttentionActorCritic(OnPolicyAlgorithm):
                 stacklevel=2,
             )
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    def save(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        Save the model in a zip-file, as in SB3; of several processes (``torchrun``), rank 0 does.
+
+        :param path: The zip-file
+        :param args: As in :meth:`stable_baselines3.common.base_class.BaseAlgorithm.save`
+        :param kwargs: Likewise
+        """
+        if distributed.rank() == 0:  # all write to one path
+            super().save(path, *args, **kwargs)
 
     @classmethod
     def load(cls: type[SelfAttentionActorCritic], path: Any, *args: Any, **kwargs: Any) -> SelfAttentionActorCritic:

@@ -248,7 +248,9 @@ def callbacks_of(callback: Any, progress_bar: bool = False) -> Any:
             one.callbacks = callbacks_of(one.callbacks)
         if isinstance(one, EventCallback):
             one.callback = next(iter(callbacks_of(one.callback)), None)
-        kept.append(ProgressOfAll() if type(one) is ProgressBarCallback else one)
+        if type(one) is ProgressBarCallback:
+            one.__class__ = ProgressOfAll  # the object itself: the script may hold it, as RL Zoo's does
+        kept.append(one)
     return [*kept, ProgressOfAll()] if progress_bar and rank() == 0 else kept
 
 

@@ -29,8 +29,8 @@ def collect_trajectory(
 
     :param model: The model
     :param env: One environment, wrapped as in training (e.g. in a frozen ``VecNormalize``)
-    :param n_steps: How many steps, W; None for the window length of training. In a longer episode steps attend to more
-        than they do in training and acting, and a warning says so
+    :param n_steps: How many steps, W; None for as many as see everything before them when acting, too. In a longer episode
+        later steps attend to more here, and a warning says so
     :param deterministic: Whether to sample or use deterministic actions
     :return: One window of W steps
     :raises ValueError: If the environment is a vector of several
@@ -41,8 +41,8 @@ def collect_trajectory(
     policy = model.policy
     policy.set_training_mode(False)
     n_context = policy.architecture.n_context
-    trained = n_context + policy.chunk_length
-    length = trained if n_steps is None else n_steps
+    seen = (n_context // policy.chunk_length + 1) * policy.chunk_length  # each chunk sees n_context steps before its first
+    length = seen if n_steps is None else n_steps
     arguments = length, policy.observation_space, policy.action_space, policy.device
     n_landmarks, held_noise = model.rollout_buffer.n_landmarks, model.rollout_buffer.held_noise
     kept: Any = {"n_landmarks": n_landmarks, "landmark_rule": model.rollout_buffer.landmark_rule, "held_noise": held_noise}
@@ -64,11 +64,13 @@ def collect_trajectory(
         obs, starts = new_obs, dones
     windows, _ = buffer.windows(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), length)
     windows = windows.last(length)
-    longest = int(windows.ages.max()) + 1
-    if n_context > 0 and longest > trained:
+    steps = np.arange(length)
+    episode_begins = steps - windows.ages[0].cpu().numpy()
+    chunk_sees_from = np.maximum(steps // policy.chunk_length * policy.chunk_length - n_context, 0)
+    if n_context > 0 and (episode_begins < chunk_sees_from).any():
         warnings.warn(
-            f"An episode of {longest} steps is longer than the windows of {trained} steps that this model is trained on: its "
-            "later steps attend to more here than when acting. Leave n_steps out to collect one such window.",
+            f"An episode of {int(windows.ages.max()) + 1} steps is longer than the {seen} steps that this model sees whole "
+            "when acting: later steps attend to more here. Leave n_steps out to collect so many.",
             stacklevel=3,  # past no_grad
         )
     return windows

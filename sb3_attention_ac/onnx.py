@@ -61,7 +61,7 @@ class _Actor(nn.Module):
         self.memory: SteppedNetwork | None = None
         self.outputs = ["action"]
         space = policy.observation_space
-        if self.tilts and policy.actor_keys != policy.critic_keys:
+        if self.tilts and not policy.memory_actor and policy.actor_keys != policy.critic_keys:  # then the critic is stepped
             raise ValueError(
                 f"attention_q=True with actor_keys={policy.actor_keys} and critic_keys={policy.critic_keys} cannot be "
                 "exported: train with the same for both."

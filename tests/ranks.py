@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_attention_ac import AAC, distributed
@@ -150,6 +152,14 @@ def progress(folder: Path, what: str) -> dict[str, Any]:
     return {"bars": [(bar.n, bar.total) for bar in bars]}
 
 
+def records(folder: Path, what: str) -> dict[str, Any]:
+    """Files that the script writes in every process, with a logger of its own"""
+    model = make_model("mlp", 2)
+    model.set_logger(configure(str(folder / "log"), ["csv"]))
+    model.learn(3 * 2 * 2 * 16).save(folder / f"of_{distributed.rank()}")
+    return {"formats": len(model.logger.output_formats)}
+
+
 def leave(folder: Path, what: str) -> dict[str, Any]:
     """Threads during the run and after it, by their names"""
 
@@ -169,6 +179,11 @@ def unequal(folder: Path, what: str) -> dict[str, Any]:
         make_model("mlp", 1 + rank).learn(100)
     elif what == "gamma":
         make_model("mlp", 2, gamma=0.9 + 0.09 * rank).learn(100)
+    elif what == "masks":
+        masks: dict[str, Any] = {"wrapper_class": ActionMasker, "wrapper_kwargs": {"action_mask_fn": lambda env: np.ones(2)}}
+        model = make_model("mlp", 2)
+        model.set_env(make_vec_env("CartPole-v1", 2, **(masks if rank else {})))
+        model.learn(100)
     else:
         make_model(["memory", "shared"][rank], 2).learn(100)
     return {}
@@ -208,6 +223,7 @@ if __name__ == "__main__":
         "helpers": helpers,
         "leave": leave,
         "progress": progress,
+        "records": records,
         "quiet": quiet,
         "statistics": statistics,
     }

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import ranks
 import torch as th
-from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EveryNTimesteps, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import (
+    CallbackList,
+    CheckpointCallback,
+    EveryNTimesteps,
+    ProgressBarCallback,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_attention_ac import AAC, distributed
@@ -161,6 +167,22 @@ def test_the_progress_bar_counts_the_steps_of_all(tmp_path):
     assert first["bars"] == [(128, 128)] * 4 and second["bars"] == []
 
 
+def test_the_script_keeps_its_progress_bar(monkeypatch):
+    """RL Zoo ends the one it has made"""
+    bar = ProgressBarCallback()
+    monkeypatch.setattr(distributed, "is_active", lambda: True)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    (kept,) = distributed.callbacks_of([bar])
+    assert kept is bar and isinstance(bar, distributed.ProgressOfAll)
+
+
+def test_rank_0_alone_writes_what_the_script_writes_in_all(tmp_path):
+    first, second = results(tmp_path, "records")
+    assert (first["formats"], second["formats"]) == (1, 0)
+    assert len((tmp_path / "log" / "progress.csv").read_text().splitlines()) == 4
+    assert AAC.load(tmp_path / "of_0").num_timesteps == 192 and not (tmp_path / "of_1.zip").exists()
+
+
 def test_rank_0_alone_prints(tmp_path):
     done = torchrun(tmp_path, "quiet")
     assert done.stdout.count("Using cpu device") == 2, done.stdout
@@ -178,6 +200,7 @@ def test_parameters_that_differ_are_noticed(tmp_path):
     [
         ("n_envs", "n_envs is [1, 2] on ranks 0 to 1"),
         ("gamma", "gamma is [0.9, 0.99] on ranks 0 to 1"),
+        ("masks", "use_masking is [False, True] on ranks 0 to 1"),
         ("network", "The networks differ: "),
     ],
 )

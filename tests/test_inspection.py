@@ -1,5 +1,7 @@
 """The attention that is shown is the attention that is computed."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch as th
@@ -22,6 +24,12 @@ def make_model(observations="Box", actions="Discrete", **policy_kwargs):
         for parameter in model.policy.parameters():
             parameter.add_(0.3 * th.randn_like(parameter))
     return model
+
+
+def seen_whole(model) -> int:
+    """Steps from a reset of which each sees all before it: chunks, until one begins more than the context after the reset"""
+    n_context, chunk_length = model.policy.architecture.n_context, model.policy.chunk_length
+    return next(end for end in itertools.count(chunk_length, chunk_length) if end > n_context)
 
 
 @pytest.mark.parametrize("share_encoder", [False, True])
@@ -59,7 +67,7 @@ def test_weights_are_those_of_the_encoder(monkeypatch, network, share_encoder):
 def test_trajectory_is_what_predict_does(actions, memory_actor):
     model = make_model("Dict", actions, memory_actor=memory_actor)
     windows = collect_trajectory(model, model.get_env())
-    width = model.policy.architecture.n_context + model.policy.chunk_length
+    width = seen_whole(model)
     assert windows.episode_ids.shape == (1, width)
     assert windows.episode_starts[0].nonzero().flatten().tolist() == list(range(0, width, 7))
     assert (windows.previous_rewards[0, 1:] == 1).all()
@@ -115,12 +123,36 @@ def test_plot(tmp_path):
 
 
 @pytest.mark.parametrize("memory_actor", [False, True])
-def test_an_episode_longer_than_the_windows_of_training_warns(memory_actor):
-    model = AAC("MlpPolicy", "Pendulum-v1", policy_kwargs={**TINY, "memory_actor": memory_actor}, **SMALL)
-    trained = model.policy.architecture.n_context + model.policy.chunk_length
-    with pytest.warns(UserWarning, match=rf"episode of {trained + 1} steps is longer than the windows of {trained} steps"):
-        collect_trajectory(model, model.get_env(), trained + 1)
-    collect_trajectory(model, model.get_env(), trained)
+@pytest.mark.parametrize(("context_length", "chunk_length"), [(5, 10), (5, 5), (7, 2)])
+def test_an_episode_longer_than_acting_sees_warns(memory_actor, context_length, chunk_length):
+    network = {**TINY, "context_length": context_length, "chunk_length": chunk_length, "memory_actor": memory_actor}
+    model = AAC("MlpPolicy", "Pendulum-v1", policy_kwargs=network, **SMALL)
+    assert model.policy.chunk_length == chunk_length
+    seen = seen_whole(model)
+    with pytest.warns(UserWarning, match=rf"episode of {seen + 1} steps is longer than the {seen} steps that this model sees"):
+        collect_trajectory(model, model.get_env(), seen + 1)
+    collect_trajectory(model, model.get_env(), seen)
+
+
+@pytest.mark.parametrize("context_length", [2, 5, 12])
+def test_what_is_collected_is_seen_when_acting(context_length):
+    """The latents of a memory actor while it acts are those of the whole window"""
+    network = {**TINY, "context_length": context_length, "memory_actor": True, "local_window": 1}
+    model = AAC("MlpPolicy", "Pendulum-v1", policy_kwargs=network, **{**SMALL, "n_steps": 20, "batch_size": 20})
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * th.randn_like(parameter))
+    windows = collect_trajectory(model, model.get_env())
+    length = windows.episode_ids.shape[1]
+    assert length == seen_whole(model)
+    with th.no_grad():
+        latent = model.policy.encode_windows(windows, length).stepped.latent
+        whole = model.policy.action_parameters(latent[0]).parameters.clamp(-2, 2).numpy()
+    state = None
+    for step in range(length):
+        obs, start = windows.observations[:, step].numpy(), windows.episode_starts[:, step].numpy()
+        action, state = model.predict(obs, state, start, deterministic=True)
+        np.testing.assert_allclose(action[0], whole[step], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_to_inspect():

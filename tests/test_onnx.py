@@ -253,6 +253,14 @@ def test_attention_q(actions, tmp_path):
     assert check(model, tmp_path).state_names
 
 
+def test_attention_q_of_a_memory_actor_reads_the_actors_keys(tmp_path):
+    model = make_model("Discrete", "Dict", memory_actor=True, attention_q=True, actor_keys=["vector"])
+    assert model.policy.attention_q is not None
+    model.policy.attention_q.evidence.fill_(3.0)
+    exported = check(model, tmp_path)
+    assert [name for name in exported.inputs if name.startswith("obs")] == ["obs_vector"]
+
+
 def test_a_model_that_predicts_returns(tmp_path):
     """The head of that name must not be in the graph: a program cannot call a variable "return"."""
     check(make_model(aux_loss="prediction"), tmp_path)
