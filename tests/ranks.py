@@ -75,7 +75,7 @@ def step(folder: Path, kind: str) -> dict[str, Any]:
     model.policy.optimizer.state.clear()
     half, buffer = slice(4 * distributed.rank(), 4 * distributed.rank() + 4), model.rollout_buffer
     for name, array in given["storage"].items():
-        buffer.storage.arrays[name] = array[:, half]
+        buffer.storage.arrays[name][...] = array[:, half]  # in place: the buffer has these too
     for name, array in given["targets"].items():
         setattr(buffer, name, array[:, half])
     buffer._tensors, buffer._targets = None, {}
