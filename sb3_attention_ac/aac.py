@@ -567,8 +567,8 @@ class AttentionActorCritic(OnPolicyAlgorithm):
         self._statistics = distributed.MergedStatistics(self._vec_normalize_env)
         self._statistics.start_from_first()
         if distributed.rank() > 0:
-            self.verbose, self.tensorboard_log = 0, None
-            self.set_logger(Logger(None, []))  # also in the place of one that the script has set
+            self.verbose = 0
+            self.set_logger(Logger(None, []))  # TensorBoard's too, and one that the script has set
 
     # --- SB3's interface --------------------------------------------------------------------------------------------------
 
