@@ -454,6 +454,12 @@ class AttentionActorCriticPolicy(ActorCriticPolicy):
         :param action_masks: True where an action is allowed, [N, mask_dim]
         :return: values [N, 1], log probabilities of the actions [N] and entropy of the action distributions [N]
         """
+        if self.remembers and self.training and th.is_grad_enabled():
+            warnings.warn(
+                "evaluate_actions() takes each observation for the first of its episode. What trains a memory actor with it "
+                "(PPO, behaviour cloning) trains it without a memory; AttentionActorCritic trains it on trajectories.",
+                stacklevel=2,
+            )
         given, values = self._single_steps(obs, self.checked_masks(action_masks, obs))
         actions = actions.reshape(len(values), -1)
         return values, *self.distribution.log_prob_and_entropy(given, actions)

@@ -1,5 +1,7 @@
 """What scripts written for SB3's PPO do to a model from outside."""
 
+import contextlib
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from test_run import SMALL, TINY, RandomEnv, random_env
 
 from sb3_attention_ac import AAC
 from sb3_attention_ac.attention_q import AttentionQ
+from sb3_attention_ac.policies import AttentionActorCriticPolicy
 from sb3_attention_ac.train_log import TrainLog
 
 ACTION_SPACES = {
@@ -30,15 +33,24 @@ def test_critic_learns_through_evaluate_actions(memory_actor):
     obs = th.rand(64, 3)
     targets = obs.sum(dim=1, keepdim=True)
     optimizer = th.optim.Adam(model.policy.parameters(), lr=1e-2)
-    for _ in range(200):
-        values, _, _ = model.policy.evaluate_actions(obs, th.zeros(64))
-        loss = th.nn.functional.mse_loss(values, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    said = pytest.warns(UserWarning, match="trains it without a memory") if memory_actor else contextlib.nullcontext()
+    with said:
+        for _ in range(200):
+            values, _, _ = model.policy.evaluate_actions(obs, th.zeros(64))
+            loss = th.nn.functional.mse_loss(values, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     assert loss < 0.1 * targets.var()
     with th.no_grad():
         assert th.equal(model.policy.predict_values(obs), model.policy.evaluate_actions(obs, th.zeros(64))[0])
+
+
+def test_ppo_with_our_policy_says_that_nothing_is_remembered():
+    kwargs = {**TINY, "memory_actor": True}
+    model = PPO(AttentionActorCriticPolicy, random_env(), n_steps=8, batch_size=8, policy_kwargs=kwargs)
+    with pytest.warns(UserWarning, match="trains it without a memory"):
+        model.learn(8)
 
 
 class AdvantagesAgain(BaseCallback):
