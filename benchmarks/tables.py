@@ -6,9 +6,9 @@ Tables and pictures for the docs, made of the results of the suites (``benchmark
 writes ``<suite>.md`` and ``<suite>.png`` for each suite into that folder. Where a suite has a file ``published.csv``
 (``environment`` and columns of one's own), its columns stand beside the best of training; where it has a file ``pairs.csv``
 (``algorithm`` and ``other``), the page has their probabilities of improvement too; where it has a file ``differences.csv``
-(likewise, or ``suite/algorithm``), how much higher the one ends than the other, paired by seed; where it has a file
-``thresholds.csv`` (``environment`` and ``threshold``), the page says after how many steps they are reached, for the runs whose
-curve is recorded.
+(likewise, or ``suite/algorithm``), how much higher the one ends than the other, paired by seed, and how much higher the mean
+of its curve is; where it has a file ``thresholds.csv`` (``environment`` and ``threshold``), the page says after how many steps
+they are reached. Curves are not recorded for all runs.
 """
 
 import argparse
@@ -34,10 +34,14 @@ SCORES = {
     ),
 }
 
-DIFFERENCE = (
-    "How much higher the one ends than the other with the same seed. Mean over seeds; in brackets its 95 % bootstrap "
-    "interval. Bold: zero is not in it."
-)
+INTERVAL = "Mean over seeds; in brackets its 95 % bootstrap interval. Bold: zero is not in it."
+DIFFERENCES = {
+    "final": ("Paired by seed", f"How much higher the one ends than the other with the same seed. {INTERVAL}"),
+    "mean_of_curve": (
+        "Paired by seed, over training",
+        f"The same of the mean of all evaluations after the first, where curves are recorded: who learns sooner. {INTERVAL}",
+    ),
+}
 
 
 def main() -> None:
@@ -84,7 +88,7 @@ def page_text(file: Path) -> str:
     if (pairs := file.with_name("pairs.csv")).exists():
         lines.append(improvement_table(runs, pairs).markdown())
     if (differences := file.with_name("differences.csv")).exists():
-        lines.append(difference_table(runs, differences).markdown())
+        lines += [table.markdown() for table in difference_tables(runs, differences)]
     if (thresholds := file.with_name("thresholds.csv")).exists():
         lines.append(threshold_table(runs, thresholds).markdown())
     return "\n\n".join(lines)
@@ -143,26 +147,40 @@ def improvement_table(runs: pd.DataFrame, pairs: Path) -> Table:
     return Table("Probability of improvement", note, ["", *(SCORES[column][0] for column in columns)], rows, frozenset(best))
 
 
-def difference_table(runs: pd.DataFrame, differences: Path) -> Table:
+def difference_tables(runs: pd.DataFrame, differences: Path) -> list[Table]:
     """
     :param runs: See :func:`~sb3_attention_ac.compare.suites.result_rows`
     :param differences: File of pairs of algorithms, of this suite or, as ``suite/algorithm``, of another one
-    :return: One row per environment, one column per pair: how much higher the one ends than the other with the same seed
+    :return: For the last return and, where curves are recorded, for all of training: one row per environment, one column
+        per pair, how much higher the one is than the other with the same seed
     """
 
-    def last_returns(entry: str) -> pd.DataFrame:
+    def scores_of(entry: str) -> pd.DataFrame:
         suite, _, name = entry.rpartition("/")
         of_suite = read_results(differences.parents[1] / suite / "results.csv") if suite else runs
-        return of_suite[of_suite["algorithm"] == name][["environment", "seed", "final"]]
+        chosen = of_suite[of_suite["algorithm"] == name]
+        return chosen.assign(mean_of_curve=chosen["curve"].map(_mean_of_curve))[["environment", "seed", *DIFFERENCES]]
 
     parts = []
     for one, other in pd.read_csv(differences)[["algorithm", "other"]].itertuples(index=False, name=None):
-        both = last_returns(one).merge(last_returns(other), on=["environment", "seed"])
+        both = scores_of(one).merge(scores_of(other), on=["environment", "seed"])
         name = " minus ".join(entry.rpartition("/")[2] for entry in (one, other))
-        parts.append(both.assign(algorithm=name, difference=both["final_x"] - both["final_y"]))
+        gains = {score: both[f"{score}_x"] - both[f"{score}_y"] for score in DIFFERENCES}
+        parts.append(both[["environment", "seed"]].assign(algorithm=name, **gains))
     paired = pd.concat(parts)
-    table = task_table(paired, "difference", "Paired by seed", DIFFERENCE)
-    found = per_task(paired, "difference").set_index(["environment", "algorithm"])[["low", "high"]]
+    return [_differences_apart(paired, score) for score in DIFFERENCES if paired[score].notna().any()]
+
+
+def _mean_of_curve(curve: object) -> float:
+    scores = [score for _, score in read_curve(curve)] if isinstance(curve, str) else []
+    return sum(scores[1:]) / len(scores[1:]) if len(scores) > 1 else float("nan")
+
+
+def _differences_apart(paired: pd.DataFrame, score: str) -> Table:
+    """:return: The table of a score's differences, those bold that are not zero"""
+    known = paired.dropna(subset=score) if score != "final" else paired
+    table = task_table(known, score, *DIFFERENCES[score])
+    found = per_task(known, score).set_index(["environment", "algorithm"])[["low", "high"]]
     apart = found[(found["low"] > 0) | (found["high"] < 0)].index
     best = {(i, k) for i, row in enumerate(table.rows) for k, name in enumerate(table.header) if (row[0], name) in apart}
     return replace(table, best=frozenset(best))

@@ -417,9 +417,23 @@ def test_differences_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / suite / "results.csv").write_text(f"algorithm,environment,seed,final\n{scores}\n")
     (tmp_path / "games" / "differences.csv").write_text("algorithm,other\nb,a\na,b\nothers/c,a\n")
     text = (pages(monkeypatch, tmp_path) / "games.md").read_text().split("### Paired by seed")[1]
+    assert "over training" not in text  # no curves
     assert "| environment | b minus a | a minus b | c minus a |" in text
     assert "| A | **1 [1, 1]** | **-1 [-1, -1]** | 0.5 [-2, 3] |" in text
     assert "| B | **1 [1, 1]** | **-1 [-1, -1]** | - |" in text
+
+
+def test_differences_over_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the mean of the curve without its first value, of the seeds that have one"""
+    curves = {"a": (9.0, 1.0, 4.0), "b": (0.0, 4.0, 4.0)}
+    results = [make_result(name, "A", seed, curve) for name, curve in curves.items() for seed in range(2)]
+    update_results(tmp_path / "some" / "results.csv", results)
+    with (tmp_path / "some" / "results.csv").open("a") as file:
+        file.writelines(f"A,{name},7,100,{end},,,,,,,,,,\n" for name, end in (("a", 1), ("b", 7)))
+    (tmp_path / "some" / "differences.csv").write_text("algorithm,other\nb,a\n")
+    last, over_training = (pages(monkeypatch, tmp_path) / "some.md").read_text().split("### Paired by seed")[1:]
+    assert "| A | 2 [0, 6] |" in last  # 0, 0 and 6
+    assert over_training.startswith(", over training") and "| A | **1.5 [1.5, 1.5]** |" in over_training
 
 
 def test_steps_to_a_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
