@@ -159,16 +159,18 @@ def difference_tables(runs: pd.DataFrame, differences: Path) -> list[Table]:
         suite, _, name = entry.rpartition("/")
         of_suite = read_results(differences.parents[1] / suite / "results.csv") if suite else runs
         chosen = of_suite[of_suite["algorithm"] == name]
-        return chosen.assign(mean_of_curve=chosen["curve"].map(_mean_of_curve))[["environment", "seed", *DIFFERENCES]]
+        return chosen.assign(mean_of_curve=chosen["curve"].map(_mean_of_curve))[["environment", "seed", "curve", *DIFFERENCES]]
 
     parts = []
     for one, other in pd.read_csv(differences)[["algorithm", "other"]].itertuples(index=False, name=None):
         both = scores_of(one).merge(scores_of(other), on=["environment", "seed"])
         name = " minus ".join(entry.rpartition("/")[2] for entry in (one, other))
         gains = {score: both[f"{score}_x"] - both[f"{score}_y"] for score in DIFFERENCES}
-        parts.append(both[["environment", "seed"]].assign(algorithm=name, **gains))
-    paired = pd.concat(parts)
-    return [_differences_apart(paired, score) for score in DIFFERENCES if paired[score].notna().any()]
+        recorded = both[["curve_x", "curve_y"]].notna().all(axis=1)
+        parts.append(both[["environment", "seed"]].assign(algorithm=name, recorded=recorded, **gains))
+    paired = pd.concat([part for part in parts if len(part)])  # a pair may not have been run yet
+    known = {"final": paired, "mean_of_curve": paired[paired["recorded"]]}
+    return [_differences_apart(known[score], score) for score in DIFFERENCES if len(known[score])]
 
 
 def _mean_of_curve(curve: object) -> float:
@@ -178,9 +180,8 @@ def _mean_of_curve(curve: object) -> float:
 
 def _differences_apart(paired: pd.DataFrame, score: str) -> Table:
     """:return: The table of a score's differences, those bold that are not zero"""
-    known = paired.dropna(subset=score) if score != "final" else paired
-    table = task_table(known, score, *DIFFERENCES[score])
-    found = per_task(known, score).set_index(["environment", "algorithm"])[["low", "high"]]
+    table = task_table(paired, score, *DIFFERENCES[score])
+    found = per_task(paired, score).set_index(["environment", "algorithm"])[["low", "high"]]
     apart = found[(found["low"] > 0) | (found["high"] < 0)].index
     best = {(i, k) for i, row in enumerate(table.rows) for k, name in enumerate(table.header) if (row[0], name) in apart}
     return replace(table, best=frozenset(best))

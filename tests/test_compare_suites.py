@@ -424,9 +424,10 @@ def test_differences_are_paired_by_seed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_differences_over_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the mean of the curve without its first value, of the seeds that have one"""
+    """Those of the mean of the curve without its first value, of the seeds that have one; runs that diverge stay"""
     curves = {"a": (9.0, 1.0, 4.0), "b": (0.0, 4.0, 4.0)}
     results = [make_result(name, "A", seed, curve) for name, curve in curves.items() for seed in range(2)]
+    results += [make_result(name, "B", 0, (0.0, math.nan if name == "b" else 1.0, 1.0)) for name in curves]
     update_results(tmp_path / "some" / "results.csv", results)
     with (tmp_path / "some" / "results.csv").open("a") as file:
         file.writelines(f"A,{name},7,100,{end},,,,,,,,,,\n" for name, end in (("a", 1), ("b", 7)))
@@ -434,6 +435,7 @@ def test_differences_over_training(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     last, over_training = (pages(monkeypatch, tmp_path) / "some.md").read_text().split("### Paired by seed")[1:]
     assert "| A | 2 [0, 6] |" in last  # 0, 0 and 6
     assert over_training.startswith(", over training") and "| A | **1.5 [1.5, 1.5]** |" in over_training
+    assert "| B | 0 |" in last and "| B | diverged |" in over_training
 
 
 def test_steps_to_a_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
